@@ -1,0 +1,115 @@
+"""From requests to rows: which strength belongs to which row of logits in the coming step.
+
+Both model runners keep a table of settings on the host, one entry a request: V1 by position in
+the batch, V2 by slot. Before a step's forward pass they name its rows and arm the `Step`; the
+model takes them when it computes the logits. Legend: N rows.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlvr_decode.params import Extrapolation
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+
+class Rows(NamedTuple):
+    """The settings of the rows of one step, on the model's device, fp32."""
+
+    strength_N: Tensor
+    plausibility_N: Tensor
+    extrapolating: bool  # whether any strength is not 0; known on the host, so no sync
+
+
+class SettingsTable:
+    """The settings of the requests an engine holds, by slot or by position in the batch."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._settings = np.zeros((2, size), dtype=np.float32)
+        self._prompt_logprobs = np.zeros(size, dtype=np.bool_)
+        self._device = device
+
+    def write(self, index: int, params: SamplingParams) -> None:
+        """Settings of a request that enters; whatever the place held before is overwritten."""
+        extrapolation = Extrapolation.from_extra_args(params.extra_args)
+        self._settings[:, index] = extrapolation.strength, extrapolation.plausibility
+        self._prompt_logprobs[index] = params.prompt_logprobs is not None
+
+    def clear(self, index: int) -> None:
+        self._settings[:, index] = 0
+        self._prompt_logprobs[index] = False
+
+    def swap(self, a: int, b: int) -> None:
+        self._settings[:, [a, b]] = self._settings[:, [b, a]]
+        self._prompt_logprobs[[a, b]] = self._prompt_logprobs[[b, a]]
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """The rows of a step, row i belonging to entry indices[i]."""
+        host = torch.from_numpy(self._settings[:, indices])
+        if self._device.type == "cuda":
+            host = host.pin_memory()  # the copy must not make the host wait for the device
+        strength_N, plausibility_N = host.to(self._device, non_blocking=True)
+        return Rows(strength_N, plausibility_N, bool(self._settings[0, indices].any()))
+
+    def any_prompt_logprobs(self, indices: np.ndarray) -> bool:
+        """Whether one of these requests also asked for log-probs of its prompt."""
+        return bool(self._prompt_logprobs[indices].any())
+
+
+class Step:
+    """Hands the rows of the coming step to the model: armed once, taken once.
+
+    No row is ever sampled without its strength: taking what was not armed raises. Two calls
+    legitimately come unarmed. Before the first request the runner profiles memory; it gets rows
+    that extrapolate, so that both heads are accounted for. And the log-probs of a prompt are
+    computed after sampling, by a second call in the same step; they are rlvr's.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Rows | None = None
+        self._started = False
+        self._prompt_logprobs = False
+
+    def arm(self, rows: Rows, *, prompt_logprobs: bool) -> None:
+        self._rows = rows
+        self._prompt_logprobs = prompt_logprobs
+        self._started = True
+
+    def take(self, num_rows: int, device: torch.device) -> Rows | None:
+        """The armed rows; None when the logits are those of a prompt, which rlvr alone scores."""
+        if not self._started:
+            return Rows(torch.ones(num_rows, device=device), torch.ones(num_rows, device=device), True)
+        rows, self._rows = self._rows, None
+        if rows is None:
+            if self._prompt_logprobs:
+                return None
+            raise RuntimeError(
+                f"{num_rows} rows of logits were asked for, but no strengths were set for this "
+                "step: the model runner bypasses rlvr_decode. Please report the engine flags."
+            )
+        if len(rows.strength_N) != num_rows:
+            raise RuntimeError(
+                f"{num_rows} rows of logits were asked for, but strengths were set for "
+                f"{len(rows.strength_N)}. Please report the engine flags."
+            )
+        return rows
+
+
+_STEPS: dict[int, Step] = {}
+
+
+def step_of(vllm_config: VllmConfig) -> Step:
+    """The one `Step` of an engine; its V1 processor and its model only share the config object."""
+    key = id(vllm_config)
+    if key not in _STEPS:
+        _STEPS[key] = Step()
+        weakref.finalize(vllm_config, _STEPS.pop, key, None)
+    return _STEPS[key]

@@ -1,0 +1,99 @@
+"""Test support: small random pairs that every architecture's code path can run on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# Not a multiple of 64: vLLM pads the vocabulary, and the padding must never be sampled.
+VOCAB = 509
+ARCHITECTURES = ("qwen3", "qwen2", "llama")
+
+
+def make_checkpoints(
+    directory: Path,
+    *,
+    architecture: str = "qwen3",
+    tied: bool = True,
+    seed: int = 0,
+    base_vocab: int = VOCAB,
+    update: float = 0.02,
+    **config: Any,
+) -> tuple[Path, Path]:
+    """A random base and an rlvr = base + update · noise, with tokenizers, as (base, rlvr) paths."""
+    torch.manual_seed(seed)
+    base = _random_model(architecture, tied=tied, vocab=base_vocab, **config)
+    rlvr = _random_model(architecture, tied=tied, vocab=VOCAB, **config)
+    weights = {
+        name: weight[: rlvr.state_dict()[name].shape[0]] for name, weight in base.state_dict().items()
+    }
+    moved = {
+        name: weight + update * torch.randn_like(weight) if weight.dim() == 2 else weight
+        for name, weight in weights.items()
+    }
+    rlvr.load_state_dict(moved)
+    if tied:
+        rlvr.tie_weights()
+    paths = directory / "base", directory / "rlvr"
+    for model, path in zip((base, rlvr), paths, strict=True):
+        model.save_pretrained(path)
+        byte_tokenizer().save_pretrained(path)
+    return paths
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: `<pad> <bos> <eos>`, then the 256 bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "<bos>", "<eos>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(specials + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+    fast.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return fast
+
+
+def _random_model(
+    architecture: str, *, tied: bool, vocab: int, **config: Any
+) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if architecture == "qwen2":
+        shape["num_attention_heads"] = 2  # its heads always divide the hidden size
+        del shape["head_dim"]
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **(shape | config)), dtype=torch.float32
+    )
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.25 if name.startswith("lm_head") else 0.08)
+    return model
