@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvr_decode.engine.refusals import PROCESSOR
@@ -9,32 +11,50 @@ from rlvr_decode.engine.refusals import PROCESSOR
 if TYPE_CHECKING:
     from rlvr_decode.pair import Pair
 
+# What makes the engine a pair; an override would make it something else.
+OWNED = frozenset({"model", "revision", "tokenizer", "hf_overrides", "logits_processors"})
+
 
 def engine_args(pair: Pair, **overrides: Any) -> dict[str, Any]:
     """Arguments for `vllm.LLM` or `vllm.EngineArgs` that serve a pair.
 
     >>> LLM(**engine_args(Pair.open("tiny"), max_model_len=256))  # doctest: +SKIP
 
-    `overrides` are further engine arguments and win. The weights keep the dtype they are stored
-    in: Δ is a small difference of two large numbers. Raises ValueError for an override that
-    replaces what makes the engine a pair.
+    overrides  further engine arguments; they win over the defaults chosen here: the dtype the
+               weights are stored in, because Δ is a small difference of large numbers.
+
+    Raises ValueError for an override of what makes the engine a pair.
     """
-    config = pair.rlvr_config
-    arguments: dict[str, Any] = {
-        "model": pair.rlvr_path,
-        "revision": pair.rlvr_revision,
+    if taken := sorted(OWNED & overrides.keys()):
+        raise ValueError(f"{', '.join(taken)}: set by the pair, leave out; serve another pair")
+    base, rlvr = pair.base.fetch(), pair.rlvr.fetch()
+    config = _config(rlvr)
+    return {
+        "model": str(rlvr),
         "logits_processors": [PROCESSOR],
         "hf_overrides": {
             "architectures": ["PairedForCausalLM"],
             "rlvr_architectures": config["architectures"],
-            "rlvr_base_model": pair.base_path,
-            "rlvr_base_revision": pair.base_revision,
-            "rlvr_base_vocab_size": pair.base_config["vocab_size"],
+            "rlvr_base_model": str(base),
+            "rlvr_base_vocab_size": _config(base)["vocab_size"],
         },
-        "dtype": str(config.get("dtype") or "auto"),
-        # The union of both models' stops: either may have been taught another end of sequence.
+        "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
+        # Either model may have been taught another end of sequence.
         "override_generation_config": {"eos_token_id": list(pair.stop_token_ids)},
+        **_cpu_defaults(overrides),
+        **overrides,
     }
-    if taken := overrides.keys() & {"model", "revision", "hf_overrides", "logits_processors"}:
-        raise ValueError(f"{', '.join(sorted(taken))}: set by the pair; leave it out")
-    return arguments | overrides
+
+
+def _cpu_defaults(overrides: dict[str, Any]) -> dict[str, Any]:
+    """On a CPU, vLLM's V1 runner dies on a seeded request whose prompt is cut into chunks."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and "max_num_batched_tokens" not in overrides:
+        return {"enable_chunked_prefill": False}
+    return {}
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return values

@@ -1,0 +1,265 @@
+"""A pair: two checkpoints of one model, base and rlvr, and how to open, check and write it.
+
+Its file is `pair.json` (`pair_file.py`); what must agree between its two checkpoints is in
+`pair_check.py`. Weights are read by whoever serves or trains, never here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from rlvr_decode.pair_check import disagreements, model_config, stop_token_ids
+from rlvr_decode.pair_file import FORMAT, HUB_ID, NAME, parse
+from rlvr_decode.params import Extrapolation
+
+FILE = "pair.json"
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json")
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """One of the two models: a directory of this machine, or a repository of the hub.
+
+    kind       "full" weights, or an "adapter" (PEFT's format) on the base weights.
+    directory  an absolute directory; None for a hub repository.
+    hub        "org/name" with its `revision`; None for a directory.
+    sha256     digest by file name, of weights and configs (`pair make` records them).
+    """
+
+    kind: str = "full"
+    directory: Path | None = None
+    hub: str | None = None
+    revision: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def fetch(self) -> Path:
+        """The directory that holds the files, downloaded first if it is on the hub."""
+        if self.directory is not None:
+            return self.directory
+        from huggingface_hub import snapshot_download
+
+        assert self.hub is not None
+        wanted = [*WEIGHT_FILES, *TOKENIZER_FILES]
+        return Path(
+            snapshot_download(self.hub, revision=self.revision, allow_patterns=wanted)
+        ).resolve()
+
+    def __str__(self) -> str:
+        return str(self.directory) if self.hub is None else f"{self.hub}@{self.revision}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Base and rlvr, the settings a request gets when it names none, and where they came from."""
+
+    name: str
+    directory: Path
+    base: Checkpoint
+    rlvr: Checkpoint
+    tokenizer: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the files of the tokenizer both models share, by file name."""
+    defaults: Extrapolation = field(default_factory=Extrapolation)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, source: str | Path, *, verify: bool = False) -> Self:
+        """The pair of that name or path, after checking that its two models agree.
+
+        source  a bundled or fetched pair's name, a directory with a `pair.json`, or that file.
+        verify  also hash every file that `pair make` recorded.
+
+        Raises ValueError that lists every disagreement, each with both values.
+        """
+        pair = cls.read(source)
+        pair.check(verify=verify)
+        return pair
+
+    @classmethod
+    def read(cls, source: str | Path) -> Self:
+        """The pair as its file describes it, with nothing else opened or compared."""
+        values = parse(locate(source))
+        base, rlvr = (Checkpoint(**values.pop(role)) for role in ("base", "rlvr"))
+        return cls(base=base, rlvr=rlvr, **values)
+
+    def check(self, *, verify: bool = False) -> None:
+        """Compare everything that can make two models disagree without an error."""
+        found = disagreements(self.base.fetch(), self.rlvr.fetch(), kind=self.rlvr.kind)
+        # A low-rank delta fits any base of the same shape: only the weights tell them apart.
+        if verify or self.rlvr.kind == "adapter":
+            found += _changed("base", self.base.fetch(), self.base.sha256)
+        if verify:
+            found += _changed("rlvr", self.rlvr.fetch(), self.rlvr.sha256)
+            found += _changed("tokenizer", self.tokenizer_directory, self.tokenizer)
+        if found:
+            raise ValueError(f"pair {self.name!r} cannot be served:\n  " + "\n  ".join(found))
+
+    @property
+    def base_path(self) -> str:
+        """The directory of the base weights."""
+        return str(self.base.fetch())
+
+    @property
+    def rlvr_path(self) -> str:
+        """The directory of the rlvr weights, or of the adapter."""
+        return str(self.rlvr.fetch())
+
+    @property
+    def base_config(self) -> dict[str, Any]:
+        """The base's model config, its class's defaults filled in."""
+        return model_config(self.base.fetch())
+
+    @property
+    def rlvr_config(self) -> dict[str, Any]:
+        """The rlvr's model config; under an adapter it is the base's."""
+        return model_config((self.rlvr if self.rlvr.kind == "full" else self.base).fetch())
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Where the shared tokenizer is read from: rlvr's, or the base's under an adapter."""
+        return (self.rlvr if self.rlvr.kind == "full" else self.base).fetch()
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a sequence for either model, ascending."""
+        checkpoints = [self.base] if self.rlvr.kind == "adapter" else [self.base, self.rlvr]
+        return stop_token_ids(*(checkpoint.fetch() for checkpoint in checkpoints))
+
+
+def locate(source: str | Path) -> Path:
+    """The `pair.json` of a pair's name, directory or file; a name wins over a directory."""
+    text = str(source)
+    folders = [Path(__file__).parent / "pairs", cache_directory()]
+    named = [folder / text / FILE for folder in folders if NAME.fullmatch(text)]
+    path = Path(source).expanduser()
+    for file in [*named, path / FILE, path]:
+        if file.is_file():
+            return file.resolve()
+    known = sorted({file.parent.name for folder in folders for file in folder.glob(f"*/{FILE}")})
+    raise ValueError(
+        f"no pair {text!r}: it is neither a directory with a {FILE} nor one of "
+        f"{', '.join(known) or '(none bundled)'}; `rlvr-decode pair make BASE RLVR` makes one"
+    )
+
+
+def cache_directory() -> Path:
+    """Where fetched pairs live, following the XDG base directory specification."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "rlvr-decode" / "pairs"
+
+
+def write_pair(
+    directory: str | Path,
+    *,
+    name: str,
+    base: str | Path,
+    rlvr: str | Path,
+    defaults: Extrapolation | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Pair:
+    """Write `directory/pair.json` for two checkpoints that agree, and hash their files.
+
+    base, rlvr  a directory, or a hub repository as "org/name" or "org/name@revision" (the commit
+                it stands for is recorded). An rlvr directory with an `adapter_config.json` is
+                an adapter on base. A directory outside `directory` is recorded as `local`.
+
+    Raises ValueError when the two cannot be a pair; then nothing is written.
+    """
+    directory = Path(directory).resolve()
+    if not NAME.fullmatch(name):
+        raise ValueError(f"name {name!r}: use letters, digits, '.', '_' and '-'")
+    made = Pair(
+        name=name,
+        directory=directory,
+        base=_hashed(base),
+        rlvr=_hashed(rlvr),
+        defaults=defaults or Extrapolation(),
+        provenance=dict(provenance or {}),
+    )
+    made.check()
+    tokenizer = digests(made.tokenizer_directory, TOKENIZER_FILES)
+    values = {
+        "format": FORMAT,
+        "name": name,
+        "base": _written(made.base, directory),
+        "rlvr": {"kind": made.rlvr.kind} | _written(made.rlvr, directory),
+        "tokenizer": {"sha256": tokenizer},
+        "defaults": {key.name: getattr(made.defaults, key.name) for key in fields(Extrapolation)},
+        "provenance": made.provenance,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / (FILE + ".part")
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(directory / FILE)
+    return Pair.read(directory / FILE)
+
+
+def digests(directory: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """sha256 by name of the files of a directory that match any of the patterns."""
+    found = {file for pattern in patterns for file in directory.glob(pattern) if file.is_file()}
+    result = {}
+    for file in sorted(found):
+        with file.open("rb") as opened:
+            result[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return result
+
+
+def _hashed(source: str | Path) -> Checkpoint:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        place: dict[str, Any] = {"directory": path.resolve()}
+        files = path
+    elif isinstance(source, str) and HUB_ID.fullmatch(source.partition("@")[0]):
+        hub, _, revision = source.partition("@")
+        files = Checkpoint(hub=hub, revision=revision or "main").fetch()
+        # The hub's cache keeps one folder per commit, named by it.
+        place = {"hub": hub, "revision": files.name}
+    else:
+        raise ValueError(f"checkpoint {str(source)!r} is neither a directory nor a hub id org/name")
+    kind = "adapter" if (files / "adapter_config.json").is_file() else "full"
+    weights = [pattern for pattern in WEIGHT_FILES if pattern != "*config.json"]
+    configs = ["config.json", "generation_config.json", "adapter_config.json"]
+    return Checkpoint(kind=kind, sha256=digests(files, weights + configs), **place)
+
+
+def _written(checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
+    if checkpoint.directory is None:
+        place: dict[str, Any] = {"path": checkpoint.hub, "revision": checkpoint.revision}
+    elif checkpoint.directory.is_relative_to(directory):
+        inside = checkpoint.directory.relative_to(directory).as_posix()
+        place = {"path": inside, "revision": None}
+    else:
+        place = {"local": str(checkpoint.directory)}
+    return place | {"sha256": dict(checkpoint.sha256)}
+
+
+def _changed(role: str, directory: Path, recorded: Mapping[str, str]) -> list[str]:
+    """What differs between the files of a directory and their recorded digests."""
+    if not recorded:
+        return [f"{role}: no sha256 recorded, so nothing to verify; make the pair again"]
+    # vLLM reads every weight file of a directory, so one more than recorded counts too.
+    weights = () if role == "tokenizer" else directory.glob("*.safetensors")
+    present = {file.name for file in weights} | recorded.keys()
+    actual = digests(directory, sorted(present))
+    return [
+        f"{role}/{name}: sha256 is {actual.get(name, 'that of no file')}, "
+        f"recorded is {recorded.get(name, 'nothing')}"
+        for name in sorted(present)
+        if actual.get(name) != recorded.get(name)
+    ]
