@@ -1,0 +1,74 @@
+"""The operations on a CPU: the definition's arithmetic in float32, a few rows at a time.
+
+A block of rows stays in cache and its memory is used again for the next, which is where the speed
+comes from: on whole batches of logits, PyTorch spends its time on fresh memory. The scratch of a
+block is at most one temporary of the logits' size, or about a mebibyte if that is more.
+
+Shapes: as in `reference.py`.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rlvr_decode.kernels import reference
+from rlvr_decode.kernels.reference import INF, DeltaLogprobs
+
+BLOCK_ELEMENTS = 2**15
+
+
+def extrapolate_into(
+    out_NV: Tensor, rlvr_NV: Tensor, base_NW: Tensor, strength_N: Tensor, plausibility_N: Tensor
+) -> None:
+    """Write `reference.extrapolate` to `out_NV`, which may be `rlvr_NV` itself."""
+    vocab = min(rlvr_NV.shape[1], base_NW.shape[1])
+    if out_NV is not rlvr_NV:
+        out_NV.copy_(rlvr_NV)
+    for rows in _blocks(strength_N.nonzero().flatten(), rlvr_NV):
+        z = _extrapolate_block(
+            rlvr_NV[rows, :vocab].float(),
+            base_NW[rows, :vocab].float(),
+            strength_N[rows],
+            plausibility_N[rows],
+        )
+        out_NV[rows, :vocab] = z.to(out_NV.dtype)
+        out_NV[rows, vocab:] = -INF
+
+
+def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens_NK: Tensor) -> DeltaLogprobs:
+    """`reference.delta_logprobs` in float32, without a temporary of the logits' size."""
+    blocks = [
+        reference.delta_logprobs(rlvr_NV[rows].float(), base_NW[rows].float(), tokens_NK[rows])
+        for rows in _blocks(torch.arange(len(rlvr_NV)), rlvr_NV)
+    ]
+    if not blocks:
+        return reference.delta_logprobs(rlvr_NV.float(), base_NW.float(), tokens_NK)
+    return DeltaLogprobs(*map(torch.cat, zip(*blocks, strict=True)))
+
+
+def _extrapolate_block(r: Tensor, b: Tensor, strength: Tensor, plausibility: Tensor) -> Tensor:
+    delta = r.log_softmax(-1).sub_(b.log_softmax(-1))
+    # One cheap sum finds every −inf and NaN; a block without any needs no masks.
+    if not delta.sum().isfinite():
+        return reference.extrapolate(r, b, strength, plausibility)
+    z = delta.mul_(strength[:, None]).add_(r)
+    log_plausibility = plausibility.log().masked_fill(strength <= 0, -INF)
+    if (log_plausibility > -INF).any():
+        cutoff = r.amax(-1, keepdim=True) + log_plausibility[:, None]
+        z.masked_fill_(r < cutoff, -INF)
+    return z
+
+
+def _blocks(rows: Tensor, logits: Tensor) -> Iterator[slice | Tensor]:
+    """The given rows in blocks of a bounded size; as slices, which copy nothing, where possible.
+
+    PyTorch takes a softmax with one thread for each row, so a block has a row for every thread as
+    long as its scratch stays below the logits' own size.
+    """
+    count, width = logits.shape
+    size = max(1, BLOCK_ELEMENTS // width, min(torch.get_num_threads(), count // 8))
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
+        first, last = int(block[0]), int(block[-1])
+        yield slice(first, last + 1) if last - first + 1 == len(block) else block

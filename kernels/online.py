@@ -1,0 +1,19 @@
+"""What both kernels share: sums over a softmax in one pass, as the maximum becomes known.
+
+Every sum is kept relative to the largest logit met so far (online softmax, arXiv 1805.02867); when
+a larger one comes, what has been summed is scaled down to it.
+"""
+
+import triton
+import triton.language as tl
+
+# Where the running maximum starts. Finite, so that "−inf minus the maximum" is never −inf − −inf:
+# a row of nothing but −inf sums to 0, and its log-sum-exp is −inf.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+
+@triton.jit
+def advance(peak: tl.tensor, logits: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Take in a block: the new maximum, what old sums shrink by, and the block's weights."""
+    new_peak = tl.maximum(peak, tl.max(logits, 0))
+    return new_peak, tl.exp(peak - new_peak), tl.exp(logits - new_peak)
