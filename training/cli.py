@@ -1,0 +1,54 @@
+"""`rlvr-decode train RECIPE.toml [key=value …]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlvr_decode.training.checkpoint import appearing_whole
+from rlvr_decode.training.config import load
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a pair and print where it is; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="rlvr-decode train",
+        description="Train a pair by reinforcement learning with verifiable rewards.",
+        epilog="A run that was stopped goes on where it was when the same command is given again.",
+    )
+    parser.add_argument("recipe", help="a TOML file, or the name of a bundled recipe (tiny)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="set a recipe's key, e.g. optim.lr=1e-5"
+    )
+    parser.add_argument(
+        "--install", type=Path, metavar="DIR", help="also copy the finished pair to DIR"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = load(arguments.recipe, arguments.overrides)
+        # Imported late, so that a misspelt recipe is told at once.
+        from rlvr_decode.training.trainer import train
+
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        pair = train(config)
+    except (ValueError, FloatingPointError) as error:
+        print(f"rlvr-decode train: {error}", file=sys.stderr)
+        return 2
+    if arguments.install is not None:
+        install(pair, arguments.install)
+        pair = arguments.install / pair.name
+    print(pair)
+    return 0
+
+
+def install(pair: Path, target: Path) -> None:
+    """Copy a finished run's pair, and nothing else of the run, to `target`."""
+    with appearing_whole(target) as scratch:
+        shutil.copy2(pair, scratch)
+        for half in ("base", "rlvr"):
+            if (pair.parent / half).is_dir():
+                shutil.copytree(pair.parent / half, scratch / half)

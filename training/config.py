@@ -1,0 +1,241 @@
+"""A training run's settings: one TOML recipe and `key=value` overrides become frozen dataclasses.
+
+Standard library only. Every key is checked by name and type; nothing is guessed or ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlvr_decode.params import Extrapolation
+
+T = TypeVar("T")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What is asked and what counts as right."""
+
+    name: str
+    """A key of `data.TASKS`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """A Qwen3 made from nothing (character tokenizer); the defaults are the `tiny` pair's."""
+
+    vocabulary: int = 104
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head: int = 32
+    intermediate: int = 384
+    positions: int = 256
+    rope_theta: float = 1e4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretrain:
+    """Make the base first: next-token training on the task's own demonstrations."""
+
+    architecture: Architecture = field(default_factory=Architecture)
+    steps: int = 330
+    batch: int = 96
+    """Fresh demonstrations per step."""
+    lr: float = 3e-3
+    """Of Muon (hidden matrices) and AdamW (the rest) alike."""
+    warmup: int = 50
+    floor: float = 0.03
+    """Share of `lr` left at the end; the decay is linear over the second half."""
+    weight_decay: float = 0.01
+    """Muon's; AdamW has none."""
+    checkpoint_every: int = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """How responses are sampled for one step."""
+
+    prompts: int = 48
+    """Prompts per step."""
+    group: int = 12
+    """Responses per prompt."""
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """The loss."""
+
+    name: str = "grpo"
+    """A key of `objectives.OBJECTIVES`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that objective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optim:
+    """AdamW with warm-up to a constant rate."""
+
+    steps: int = 100
+    """Batches of rollouts."""
+    lr: float = 1e-6
+    warmup: int = 5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    micro_batch: int = 64
+    """Responses per forward and backward pass; gradients are summed, so only memory changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Accuracy on held-out prompts, sampled as in training."""
+
+    every: int = 0
+    """Steps between evaluations; 0 means never."""
+    prompts: int = 256
+    samples: int = 2
+    stop_at: float | None = None
+    """End the run at the first evaluation that reaches this accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What survives a crash."""
+
+    every: int = 10
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = 2
+    """How many of the newest are kept; 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """One run, from prompts to a pair."""
+
+    name: str
+    """Of the run's directory and of the pair."""
+    task: Task
+    base: str | None = None
+    """Checkpoint directory or hub id to start from; absent when `pretrain` makes it."""
+    pretrain: Pretrain | None = None
+    out: str = "runs"
+    """The run lives in `out/name`."""
+    seed: int = 0
+    rollout: Rollout = field(default_factory=Rollout)
+    objective: Objective = field(default_factory=Objective)
+    optim: Optim = field(default_factory=Optim)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    kl_to_base: bool = True
+    """Log the KL from base each step; costs a second model in memory and one more forward."""
+    defaults: Extrapolation = field(default_factory=Extrapolation)
+    """How the pair is decoded when a request does not say."""
+
+    def __post_init__(self) -> None:
+        if (self.base is None) == (self.pretrain is None):
+            raise ValueError("give either base (a checkpoint) or [pretrain] (make one), not both")
+        if self.rollout.temperature <= 0:
+            raise ValueError(
+                f"rollout.temperature={self.rollout.temperature}: must be above 0; "
+                "greedy responses to a prompt are all alike and teach nothing"
+            )
+        for name, value in (
+            ("rollout.prompts", self.rollout.prompts),
+            ("rollout.group", self.rollout.group),
+            ("rollout.max_new_tokens", self.rollout.max_new_tokens),
+            ("optim.micro_batch", self.optim.micro_batch),
+            ("checkpoint.every", self.checkpoint.every),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+
+
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Train:
+    """Read a recipe (a TOML file, or the name of a bundled one) and apply `key=value` overrides.
+
+    >>> load("tiny", ["optim.lr=1e-4"]).optim.lr
+    0.0001
+    """
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{recipe}.toml"
+    if not path.is_file():
+        bundled = sorted(file.stem for file in RECIPES.glob("*.toml"))
+        raise ValueError(f"recipe {str(recipe)!r}: no such file; bundled: {', '.join(bundled)}")
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    for item in overrides:
+        override(values, item)
+    return build(Train, values)
+
+
+def override(values: dict[str, Any], item: str) -> None:
+    """Set one `section.key=value` in place; the value is TOML, or else a plain string."""
+    key, equals, text = item.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ValueError(f"override {item!r}: write it as section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"override {item!r}: {section} is a value, not a section")
+    try:
+        values[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = text
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Make a frozen config dataclass from plain values; an unknown or mistyped key is an error."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    title = where or "recipe"
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise ValueError(f"{title}: unknown {', '.join(unknown)}; known: {', '.join(fields)}")
+    required = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"{title}: {', '.join(missing)} must be given")
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{
+            name: _value(hints[name], value, f"{where}.{name}".lstrip("."))
+            for name, value in values.items()
+        }
+    )
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as a field of type `hint`: X, X | None, list[X], dict or a dataclass."""
+    if isinstance(hint, types.UnionType):
+        hint = next(choice for choice in typing.get_args(hint) if choice is not types.NoneType)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}={value!r}: is a section, [{where}]")
+        return build(hint, value, where)
+    kind = typing.get_origin(hint) or hint
+    # An integer is a fine float; true is neither.
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where}={value!r}: must be {kind.__name__}, not {type(value).__name__}")
+    if kind is list:
+        (item,) = typing.get_args(hint)
+        return [_value(item, each, f"{where}[{i}]") for i, each in enumerate(value)]
+    return value

@@ -1,0 +1,88 @@
+"""Models on disk and in memory: made new, opened, written as a directory others can open."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from rlvr_decode.training.config import Architecture
+from rlvr_decode.training.tokenizer import character_tokenizer
+
+
+def new_model(
+    architecture: Architecture, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A Qwen3 with random fp32 weights and a character tokenizer."""
+    tokenizer = character_tokenizer(architecture.positions)
+    if architecture.vocabulary < len(tokenizer):
+        raise ValueError(
+            f"pretrain.architecture.vocabulary={architecture.vocabulary}: "
+            f"the character tokenizer has {len(tokenizer)} tokens"
+        )
+    config = Qwen3Config(
+        vocab_size=architecture.vocabulary,
+        hidden_size=architecture.hidden,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.kv_heads,
+        head_dim=architecture.head,
+        intermediate_size=architecture.intermediate,
+        max_position_embeddings=architecture.positions,
+        rope_parameters={"rope_type": "default", "rope_theta": architecture.rope_theta},
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+    )
+    model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    _initialise(model, torch.Generator().manual_seed(seed))
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _initialise(model: PreTrainedModel, generator: torch.Generator) -> None:
+    """Normal weights of variance 1/fan-in; what writes to the residual stream starts at half."""
+    for name, weight in model.named_parameters():
+        if weight.ndim != 2:
+            continue
+        std = 0.02 if "embed" in name else 1 / math.sqrt(weight.shape[1])
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            std /= 2
+        weight.normal_(0.0, std, generator=generator)
+
+
+def open_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The fp32 model and the tokenizer of a directory or hub id; safetensors only."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        # Padding is always masked out, so any token serves.
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a directory that transformers and vLLM open: config, weights, tokenizer."""
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    for file in directory.iterdir():
+        # The weights come out readable by their owner alone, which no package can ship.
+        os.chmod(file, 0o644)

@@ -1,0 +1,151 @@
+"""Rollouts: responses sampled from the policy, with the log-probabilities they were sampled at.
+
+B responses, P prompt tokens (padded on the left), T response tokens (padded on the right),
+V vocabulary, N rows still running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlvr_decode.training.padding import positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollouts:
+    """Sampled responses; the `group` responses of one prompt are neighbours.
+
+    mask_BT is true on response tokens, the end-of-sequence token included; logp_BT is the
+    sampler's log p of each (fp32, 0 where masked); finished_B tells who stopped by themselves.
+    """
+
+    prompt_BP: Tensor
+    prompt_mask_BP: Tensor
+    response_BT: Tensor
+    mask_BT: Tensor
+    logp_BT: Tensor
+    finished_B: Tensor
+    texts: list[str]
+
+    def select(self, rows_B: Tensor) -> Rollouts:
+        """Some of the responses, by number."""
+        tensors = {
+            field.name: getattr(self, field.name)[rows_B]
+            for field in fields(self)
+            if field.name != "texts"
+        }
+        return Rollouts(texts=[self.texts[row] for row in rows_B.tolist()], **tensors)
+
+
+class RolloutEngine(Protocol):
+    """Whatever can sample from the policy as it is now."""
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        group: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Rollouts:
+        """`group` responses to each prompt; the same seed gives the same ones."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformersRollout:
+    """Samples with the training model itself: one batch, a KV cache, finished rows dropped."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        group: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Rollouts:
+        """Temperature 0 is greedy, and its log-probabilities are the model's at temperature 1."""
+        self.model.train(False)
+        device = self.model.device
+        encoded = self.tokenizer(
+            list(prompts), return_tensors="pt", padding=True, padding_side="left"
+        )
+        prompt_BP = encoded.input_ids.repeat_interleave(group, dim=0).to(device)
+        prompt_mask_BP = encoded.attention_mask.repeat_interleave(group, dim=0).bool().to(device)
+
+        generator = torch.Generator(device).manual_seed(seed)
+        stop = _stop_ids(self.model).to(device)
+        shape = (len(prompt_BP), max_new_tokens)
+        response_BT = torch.full(shape, self.tokenizer.pad_token_id, device=device)
+        logp_BT = torch.zeros(shape, device=device)
+        mask_BT = torch.zeros(shape, dtype=torch.bool, device=device)
+
+        cache = DynamicCache(config=self.model.config)
+        running_N = torch.arange(len(prompt_BP), device=device)
+        tokens, mask = prompt_BP, prompt_mask_BP
+        for step in range(max_new_tokens):
+            where = positions(mask)
+            if where:
+                where["position_ids"] = where["position_ids"][:, -tokens.shape[1] :]
+            output = self.model(
+                input_ids=tokens, **where, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            token_N, logp_N = draw(output.logits[:, -1].float(), temperature, generator)
+            response_BT[running_N, step] = token_N
+            logp_BT[running_N, step] = logp_N
+            mask_BT[running_N, step] = True
+
+            alive_N = ~torch.isin(token_N, stop)
+            if not alive_N.any():
+                break
+            if not alive_N.all():
+                cache.batch_select_indices(alive_N)
+            running_N = running_N[alive_N]
+            tokens = token_N[alive_N].unsqueeze(1)
+            mask = torch.nn.functional.pad(mask[alive_N], (0, 1), value=True)
+
+        longest = int(mask_BT.sum(1).max())
+        last_B = response_BT.gather(1, (mask_BT.sum(1) - 1).unsqueeze(1)).squeeze(1)
+        return Rollouts(
+            prompt_BP=prompt_BP,
+            prompt_mask_BP=prompt_mask_BP,
+            response_BT=response_BT[:, :longest],
+            mask_BT=mask_BT[:, :longest],
+            logp_BT=logp_BT[:, :longest],
+            finished_B=torch.isin(last_B, stop),
+            texts=self.tokenizer.batch_decode(response_BT, skip_special_tokens=True),
+        )
+
+
+def draw(
+    logits_NV: Tensor, temperature: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One token per row from softmax(logits / temperature), and its log p there."""
+    if temperature == 0:
+        logp_NV = logits_NV.log_softmax(-1)
+        token_N = logits_NV.argmax(-1)
+    else:
+        logp_NV = (logits_NV / temperature).log_softmax(-1)
+        # Gumbel's trick: the argmax of log p − log(exponential noise) is a sample of p.
+        noise_NV = torch.empty_like(logp_NV).exponential_(generator=generator)
+        token_N = (logp_NV - noise_NV.log()).argmax(-1)
+    return token_N, logp_NV.gather(-1, token_N.unsqueeze(-1)).squeeze(-1)
+
+
+def _stop_ids(model: PreTrainedModel) -> Tensor:
+    eos = model.generation_config.eos_token_id
+    if eos is None:
+        raise ValueError("the model's generation_config has no eos_token_id: responses never end")
+    return torch.tensor([eos] if isinstance(eos, int) else eos)
