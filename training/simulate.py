@@ -167,7 +167,8 @@ def milestones(bandit: Bandit, path: MeanField) -> Milestones:
 
 def entropy(probs_SK: Tensor) -> Tensor:
     """The entropy of the answers before each update, in nats."""
-    return torch.special.entr(probs_SK).sum(-1)
+    total: Tensor = torch.special.entr(probs_SK).sum(-1)
+    return total
 
 
 def entropy_rate(path: MeanField) -> Tensor:
