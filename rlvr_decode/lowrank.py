@@ -182,8 +182,8 @@ def spectral_error(
     matrix_MN = _working_precision(matrix_MN)
     probe_NK = _gaussian(matrix_MN, (matrix_MN.shape[1], probes), generator)
     kept_MK = approximation.left_MR @ (approximation.right_RN @ probe_NK)
-    worst_K = torch.linalg.vector_norm(matrix_MN @ probe_NK - kept_MK, dim=0)
-    return 10 * math.sqrt(2 / math.pi) * worst_K.max().item()
+    worst: float = torch.linalg.vector_norm(matrix_MN @ probe_NK - kept_MK, dim=0).max().item()
+    return 10 * math.sqrt(2 / math.pi) * worst
 
 
 def _krylov_basis(
@@ -199,7 +199,7 @@ def _krylov_basis(
             block = block - earlier @ (earlier.T @ block)
         block, _ = torch.linalg.qr(block)
         blocks.append(block)
-    basis_MK, _ = torch.linalg.qr(torch.cat(blocks, dim=1))
+    basis_MK: Tensor = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
     return basis_MK
 
 
