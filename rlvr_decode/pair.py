@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from rlvr_decode.pair_check import disagreements, model_config, stop_token_ids
+from rlvr_decode.pair_check import disagreements, stop_token_ids
 from rlvr_decode.pair_file import FORMAT, HUB_ID, NAME, parse
 from rlvr_decode.params import Extrapolation
 
@@ -108,26 +108,6 @@ class Pair:
             found += _changed("tokenizer", self.tokenizer_directory, self.tokenizer)
         if found:
             raise ValueError(f"pair {self.name!r} cannot be served:\n  " + "\n  ".join(found))
-
-    @property
-    def base_path(self) -> str:
-        """The directory of the base weights."""
-        return str(self.base.fetch())
-
-    @property
-    def rlvr_path(self) -> str:
-        """The directory of the rlvr weights, or of the adapter."""
-        return str(self.rlvr.fetch())
-
-    @property
-    def base_config(self) -> dict[str, Any]:
-        """The base's model config, its class's defaults filled in."""
-        return model_config(self.base.fetch())
-
-    @property
-    def rlvr_config(self) -> dict[str, Any]:
-        """The rlvr's model config; under an adapter it is the base's."""
-        return model_config((self.rlvr if self.rlvr.kind == "full" else self.base).fetch())
 
     @property
     def tokenizer_directory(self) -> Path:

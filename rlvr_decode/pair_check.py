@@ -73,7 +73,7 @@ def stop_token_ids(*directories: Path) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def model_config(directory: Path) -> dict[str, Any]:
+def _model_config(directory: Path) -> dict[str, Any]:
     """The config with its class's defaults filled in, so that older spellings compare equal."""
     from transformers import AutoConfig
 
@@ -100,7 +100,7 @@ def _unusable(role: str, directory: Path, weights: str) -> list[str]:
 
 
 def _config_disagreements(base: Path, rlvr: Path) -> list[str]:
-    base_config, rlvr_config = model_config(base), model_config(rlvr)
+    base_config, rlvr_config = _model_config(base), _model_config(rlvr)
     found = []
     for key in sorted((base_config.keys() | rlvr_config.keys()) - NEUTRAL_KEYS):
         ours, theirs = base_config.get(key), rlvr_config.get(key)
@@ -124,7 +124,7 @@ def _vocabulary_disagreements(base: Path, rlvr: Path) -> list[str]:
             found.append(f"tokenizer {name}: base has {pair[0]}, rlvr has {pair[1]}")
     # Rows beyond the tokenizer's ids are padding and may differ; no id may be without a row.
     for role, directory, vocab in (("base", base, base_vocab), ("rlvr", rlvr, rlvr_vocab)):
-        size, largest = model_config(directory).get("vocab_size"), max(vocab.values())
+        size, largest = _model_config(directory).get("vocab_size"), max(vocab.values())
         if not isinstance(size, int) or size <= largest:
             found.append(f"{role}: vocab_size={size!r}, but its tokenizer has id {largest}")
     return found

@@ -5,7 +5,7 @@ Standard library only: vLLM's front end imports this module in every process.
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -65,17 +65,17 @@ class Extrapolation:
             value = ours["extrapolation"]
             raise SettingError("vllm_xargs.extrapolation", value, f"use {XARGS_PREFIX}strength")
         named = {key.removeprefix(XARGS_PREFIX): value for key, value in ours.items()}
-        return cls._from_mapping(named, cls(), prefix=XARGS_PREFIX)
+        try:
+            return cls._from_mapping(named, cls())
+        except SettingError as error:
+            raise SettingError(XARGS_PREFIX + error.name, error.value, error.reason) from None
 
     @classmethod
-    def _from_mapping(
-        cls, values: Mapping[str, Any], defaults: Extrapolation, prefix: str = ""
-    ) -> Extrapolation:
-        known = {field.name for field in fields(cls)}
+    def _from_mapping(cls, values: Mapping[str, Any], defaults: Extrapolation) -> Extrapolation:
+        known = [field.name for field in fields(cls)]
         for key, value in values.items():
             if key not in known:
-                names = ", ".join(prefix + name for name in sorted(known))
-                raise SettingError(f"{prefix}{key}", value, f"unknown setting; known: {names}")
+                raise SettingError(key, value, f"unknown setting; known: {', '.join(known)}")
         settings = {name: getattr(defaults, name) for name in known} | dict(values)
         return cls(**settings)
 
@@ -99,12 +99,14 @@ class Extrapolation:
 
 
 class SettingError(ValueError):
-    """A setting nobody may ask for; `name` and `value` say which and what was sent."""
+    """A setting nobody may ask for: its name, the value that was sent, and what is permitted."""
 
     def __init__(self, name: str, value: object, reason: str) -> None:
-        super().__init__(f"{name}={value!r}: {reason}")
+        # What was sent may be of any length; answers and logs get a glimpse.
+        super().__init__(f"{name}={reprlib.repr(value)}: {reason}")
         self.name = name
         self.value = value
+        self.reason = reason
 
 
 def is_ours(key: str) -> bool:
@@ -117,5 +119,5 @@ def _check_number(name: str, value: object, allowed: tuple[float, float]) -> Non
     # bool is an int in Python, and `true` is no strength.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SettingError(name, value, f"must be a number from {low:g} to {high:g}")
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # NaN is not either
         raise SettingError(name, value, f"must be from {low:g} to {high:g}")

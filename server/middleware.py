@@ -1,0 +1,103 @@
+"""The request field `extrapolation` in front of vLLM's OpenAI app: HTTP only, as pure ASGI.
+
+    client ──► body ──► translate ──► vLLM's app
+                            │
+                            └──► 400, naming the setting, its value and what is permitted
+
+Everything else passes untouched: other routes, other methods, bodies that vLLM will refuse in its
+own words, and every message after the body, so that a client that leaves still stops its request.
+"""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rlvr_decode.params import Extrapolation, SettingError
+from rlvr_decode.server.request import ROUTES, Served, translate
+
+HEADER = b"x-extrapolation"
+
+
+class ExtrapolationMiddleware:
+    """Applies each request's extrapolation settings, or refuses the request.
+
+    The settings that were applied come back in the response header `x-extrapolation`.
+    """
+
+    def __init__(self, app: ASGIApp, *, served: Served) -> None:
+        self.app = app
+        self.served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        route = ROUTES.get(route_path(scope)) if is_post else None
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        body = await read_body(receive)
+        if body is None:
+            return
+        try:
+            translated = translate(body, route, self.served)
+        except SettingError as error:
+            await bad_request(error)(scope, receive, send)
+            return
+        if translated is not None:
+            body, settings = translated
+            scope, send = with_length(scope, len(body)), announcing(settings, send)
+        await self.app(scope, replaying(body, receive), send)
+
+
+def route_path(scope: Scope) -> str:
+    """The path without the prefix of a proxy, as vLLM's own router sees it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if path.startswith(root + "/") else path
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole body; None if the client left before it was complete."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def replaying(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body at once, then whatever the client does next."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed
+
+
+def announcing(settings: Extrapolation, send: Send) -> Send:
+    """A `send` that adds the response header with the settings applied."""
+
+    async def announced(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", []), (HEADER, str(settings).encode())]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return announced
+
+
+def with_length(scope: Scope, length: int) -> Scope:
+    """The same request with a body of another length, sent in one piece."""
+    framing = (b"content-length", b"transfer-encoding")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in framing]
+    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
+
+
+def bad_request(error: SettingError) -> JSONResponse:
+    """OpenAI's error envelope, with the fields vLLM gives it."""
+    detail = {"message": str(error), "type": "BadRequestError", "param": error.name, "code": 400}
+    return JSONResponse({"error": detail}, status_code=400)
