@@ -47,12 +47,32 @@ def prompt_mean(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor:
     )
 
 
+def list_mean(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor:
+    """The mean over prompts of the sum over their responses of token means (LPO, whose
+    coefficients already carry 1/K; arXiv 2605.06139, alg. 1)."""
+    return 1 / (_lengths(inputs).clamp(min=1) * _totals(inputs).prompts)
+
+
+def list_sum(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor:
+    """The mean over prompts of the sum over all tokens of their responses (TPO)."""
+    return torch.full_like(_lengths(inputs), 1 / _totals(inputs).prompts)
+
+
+def list_constant(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor:
+    """The same over a constant length."""
+    assert max_tokens is not None
+    return torch.full_like(_lengths(inputs), 1 / (_totals(inputs).prompts * max_tokens))
+
+
 AGGREGATIONS: dict[str, Callable[..., Tensor]] = {
     "token_mean": token_mean,
     "sequence_mean": sequence_mean,
     "sequence_sum": sequence_sum,
     "constant": constant,
     "prompt_mean": prompt_mean,
+    "list_mean": list_mean,
+    "list_sum": list_sum,
+    "list_constant": list_constant,
 }
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
-from typing import Any
+from functools import partial, wraps
+from typing import Any, get_args, get_type_hints
 
-from rlvr_decode.training.objectives.objective import Objective
+from rlvr_decode.training import advantages
+from rlvr_decode.training.objectives.checks import one_of
+from rlvr_decode.training.objectives.listwise import Projection
+from rlvr_decode.training.objectives.objective import Advantage, Objective
 
 Preset = Callable[..., Objective]
 
 SHARED = (
+    "advantage",
     "aggregation",
     "max_tokens",
     "reweighting",
@@ -28,19 +32,61 @@ SHARED = (
     "dynamic_sampling",
 )
 
+# What `advantage="…"` may name on any preset but the listwise ones, with the papers' defaults.
+ADVANTAGES: dict[str, Advantage] = {
+    "reward": Advantage(estimator=advantages.reward),
+    "group_normalised": Advantage(estimator=advantages.group_normalised),
+    "group_centred": Advantage(estimator=advantages.group_centred),
+    "leave_one_out": Advantage(estimator=advantages.leave_one_out),
+    "batch_normalised": Advantage(estimator=advantages.batch_normalised),
+    "maxrl": Advantage(estimator=advantages.maxrl),
+    "length_weighted": Advantage(estimator=advantages.length_weighted, needs=("mask_BT",)),
+    "informative_share": Advantage(estimator=advantages.informative_share),
+    "over_greedy": Advantage(estimator=advantages.over_greedy, needs=("greedy_rewards_B",)),
+    "negative_part": Advantage(estimator=advantages.negative_part),
+    "virtual_best": Advantage(estimator=advantages.virtual_best),
+    "pass_at_k": Advantage(estimator=partial(advantages.pass_at_k, k=4)),
+    "whitened_returns": Advantage(estimator=advantages.whitened_returns, needs=("mask_BT",)),
+}
+
 
 def preset(build: Preset) -> Preset:
     """Let a preset take the shared options too, and refuse unknown ones by name."""
-    own = inspect.signature(build).parameters
+    own = option_names(build)
 
     @wraps(build)
     def objective(**options: Any) -> Objective:
-        known = sorted({*own, *SHARED})
+        known = sorted(own | set(SHARED))
         for name in options:
             if name not in known:
                 raise ValueError(f"{build.__name__}: unknown {name!r}; known: {', '.join(known)}")
         mine = {name: value for name, value in options.items() if name in own}
         shared = {name: value for name, value in options.items() if name not in own}
-        return replace(build(**mine), **shared)
+        return _with_shared(build(**mine), shared)
 
     return objective
+
+
+def option_names(build: Preset) -> frozenset[str]:
+    """The options of a preset's signature, including those of `**options: Unpack[…]`."""
+    names: set[str] = set()
+    for parameter in inspect.signature(build).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            (options,) = get_args(get_type_hints(build)[parameter.name])
+            names |= options.__annotations__.keys()
+        else:
+            names.add(parameter.name)
+    return frozenset(names)
+
+
+def _with_shared(objective: Objective, shared: dict[str, Any]) -> Objective:
+    if isinstance(objective.credit, Projection):
+        for name in ("advantage", "aggregation"):
+            if name in shared:
+                raise ValueError(f"{objective.name}: its projection decides the {name}; remove it")
+    if "advantage" in shared:
+        shared = dict(shared)
+        name = shared.pop("advantage")
+        one_of("advantage", name, ADVANTAGES)
+        objective = replace(objective, credit=ADVANTAGES[name])
+    return replace(objective, **shared)
