@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from rlvr_decode.pair_check import disagreements, stop_token_ids
+from rlvr_decode.pair_check import disagreements, engine_stops, stop_token_ids
 from rlvr_decode.pair_file import FORMAT, HUB_ID, NAME, parse
 from rlvr_decode.params import Extrapolation
 
@@ -100,25 +100,39 @@ class Pair:
     def check(self, *, verify: bool = False) -> None:
         """Compare everything that can make two models disagree without an error."""
         found = disagreements(self.base.fetch(), self.rlvr.fetch(), kind=self.rlvr.kind)
+        if missing := set(self.stop_token_ids) - set(engine_stops(self.generation_config)):
+            found.append(
+                f"generation_config.json: would not stop at tokens {sorted(missing)}, which end "
+                "a sequence for one of the models; `pair make` writes one that does"
+            )
         # A low-rank delta fits any base of the same shape: only the weights tell them apart.
         if verify or self.rlvr.kind == "adapter":
             found += _changed("base", self.base.fetch(), self.base.sha256)
         if verify:
             found += _changed("rlvr", self.rlvr.fetch(), self.rlvr.sha256)
             found += _changed("tokenizer", self.tokenizer_directory, self.tokenizer)
-        if found:
-            raise ValueError(f"pair {self.name!r} cannot be served:\n  " + "\n  ".join(found))
+        _refuse(self.name, found)
 
     @property
     def tokenizer_directory(self) -> Path:
-        """Where the shared tokenizer is read from: rlvr's, or the base's under an adapter."""
+        """Where the shared tokenizer and configs are: rlvr's, or the base's under an adapter."""
         return (self.rlvr if self.rlvr.kind == "full" else self.base).fetch()
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """Every token that ends a sequence for either model, ascending."""
-        checkpoints = [self.base] if self.rlvr.kind == "adapter" else [self.base, self.rlvr]
-        return stop_token_ids(*(checkpoint.fetch() for checkpoint in checkpoints))
+        return stop_token_ids(self.base.fetch(), self.tokenizer_directory)
+
+    @property
+    def generation_config(self) -> Path:
+        """The directory whose generation config stops for both models.
+
+        That is rlvr's own (the base's under an adapter) where it does; otherwise the pair's,
+        where `write_pair` has put a copy with the stops of both.
+        """
+        served = self.tokenizer_directory
+        missing = set(self.stop_token_ids) - set(engine_stops(served))
+        return self.directory if missing else served
 
 
 def locate(source: str | Path) -> Path:
@@ -171,7 +185,7 @@ def write_pair(
         defaults=defaults or Extrapolation(),
         provenance=dict(provenance or {}),
     )
-    made.check()
+    _refuse(name, disagreements(made.base.fetch(), made.rlvr.fetch(), kind=made.rlvr.kind))
     tokenizer = digests(made.tokenizer_directory, TOKENIZER_FILES)
     values = {
         "format": FORMAT,
@@ -183,11 +197,21 @@ def write_pair(
         "provenance": made.provenance,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / (FILE + ".part")
+    if made.generation_config == directory:
+        own = made.tokenizer_directory / "generation_config.json"
+        generation = json.loads(own.read_bytes()) if own.is_file() else {}
+        stops = {"eos_token_id": list(made.stop_token_ids)}
+        _write_json(directory / own.name, generation | stops)
+    _write_json(directory / FILE, values)
+    return Pair.open(directory)
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    unfinished = file.with_name(file.name + ".part")
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(directory / FILE)
-    return Pair.read(directory / FILE)
+    unfinished.replace(file)
 
 
 def digests(directory: Path, patterns: Iterable[str]) -> dict[str, str]:
@@ -227,6 +251,11 @@ def _written(checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
     else:
         place = {"local": str(checkpoint.directory)}
     return place | {"sha256": dict(checkpoint.sha256)}
+
+
+def _refuse(name: str, found: list[str]) -> None:
+    if found:
+        raise ValueError(f"{name!r} is no pair that can be served:\n  " + "\n  ".join(found))
 
 
 def _changed(role: str, directory: Path, recorded: Mapping[str, str]) -> list[str]:

@@ -63,14 +63,29 @@ def disagreements(base: Path, rlvr: Path, *, kind: str) -> list[str]:
 
 
 def stop_token_ids(*directories: Path) -> tuple[int, ...]:
-    """The union of the end-of-sequence ids of the checkpoints' configs, ascending."""
-    ids: set[int] = set()
-    for directory in directories:
-        for name in ("config.json", "generation_config.json"):
-            declared = _json(directory / name).get("eos_token_id")
-            if declared is not None:
-                ids.update(declared if isinstance(declared, list) else [declared])
-    return tuple(sorted(ids))
+    """The union of the end-of-sequence ids that the checkpoints declare, ascending."""
+    files = [
+        directory / name
+        for directory in directories
+        for name in ("config.json", "generation_config.json")
+    ]
+    return tuple(sorted({id_ for file in files for id_ in _declared_stops(file)}))
+
+
+def engine_stops(directory: Path) -> list[int]:
+    """The ids at which vLLM stops when it reads this directory's generation config.
+
+    Like transformers, it takes those of `config.json` only where there is no generation config.
+    """
+    generation = directory / "generation_config.json"
+    return _declared_stops(generation if generation.is_file() else directory / "config.json")
+
+
+def _declared_stops(file: Path) -> list[int]:
+    declared = _json(file).get("eos_token_id")
+    if declared is None:
+        return []
+    return declared if isinstance(declared, list) else [declared]
 
 
 def _model_config(directory: Path) -> dict[str, Any]:

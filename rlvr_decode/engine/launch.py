@@ -39,8 +39,11 @@ def engine_args(pair: Pair, **overrides: Any) -> dict[str, Any]:
             "rlvr_base_vocab_size": _config(base)["vocab_size"],
         },
         "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
-        # Either model may have been taught another end of sequence.
-        "override_generation_config": {"eos_token_id": list(pair.stop_token_ids)},
+        # Either model may have been taught another end of sequence. (vLLM takes sampling
+        # defaults from `override_generation_config`, but no stops.)
+        "generation_config": str(pair.generation_config),
+        # Never a pickle.
+        "load_format": "safetensors",
         **_cpu_defaults(overrides),
         **overrides,
     }
