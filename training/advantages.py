@@ -52,8 +52,8 @@ def group_centred(rewards_B: Tensor, group_B: Tensor) -> Tensor:
 
 def leave_one_out(rewards_B: Tensor, group_B: Tensor) -> Tensor:
     """RLOO: R minus the mean of the other responses, = (K/(K−1))·(R − μ_G) (arXiv 2402.14740)."""
-    others_B = (group_size(group_B) - 1).clamp(min=1)
-    return group_centred(rewards_B, group_B) * (group_size(group_B) / others_B)
+    size_B = group_size(group_B).to(rewards_B.dtype)
+    return group_centred(rewards_B, group_B) * size_B / (size_B - 1).clamp(min=1)
 
 
 def batch_normalised(
@@ -110,8 +110,8 @@ def signed(
     The threshold makes graded rewards binary first; taking R and R − 1 as they come would give a
     right answer with a format penalty a push down. `over` as in `mean_over`.
     """
-    is_right_B = rewards_B > threshold
-    return mean_over(torch.where(is_right_B, right, wrong).to(rewards_B.dtype), over=over)
+    advantages_B = torch.full_like(rewards_B, wrong).masked_fill(rewards_B > threshold, right)
+    return mean_over(advantages_B, over=over)
 
 
 def negative_part(

@@ -34,6 +34,7 @@ def batch_metrics(inputs: LossInputs, surrogate: Surrogate) -> dict[str, Tensor]
         ratio_BT = log_ratio_BT.exp()
         weight_BT = torch.ones_like(ratio_BT) if inputs.weight_BT is None else inputs.weight_BT
         advantages_BT = inputs.require("advantages_BT")
+        zero_variance_B = inputs.require("zero_variance_B").to(ratio_BT.dtype)
         metrics = {
             "clip_fraction": per_token(surrogate.clipped_BT, inputs),
             "ratio_mean": per_token(ratio_BT, inputs),
@@ -41,9 +42,7 @@ def batch_metrics(inputs: LossInputs, surrogate: Surrogate) -> dict[str, Tensor]
             "kl_old": per_token(ratio_BT - 1 - log_ratio_BT, inputs),
             "advantage_abs": per_token(advantages_BT.abs(), inputs),
             "weight_mean": per_token(weight_BT, inputs),
-            "zero_variance": per_prompt(
-                inputs.require("zero_variance_B") / inputs.require("group_size_B"), inputs
-            ),
+            "zero_variance": per_prompt(zero_variance_B / inputs.require("group_size_B"), inputs),
         }
         if inputs.ref_logp_BT is not None:
             metrics["kl_ref"] = per_token(k3(inputs.logp_BT - inputs.ref_logp_BT), inputs)

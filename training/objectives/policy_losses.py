@@ -83,8 +83,7 @@ def cispo(inputs: LossInputs, *, cap: float) -> Surrogate:
 def sapo(inputs: LossInputs, *, temperature_pos: float, temperature_neg: float) -> Surrogate:
     """SAPO: −(4/τ)·σ(τ(r−1))·A, a soft gate with τ by the sign of A (arXiv 2511.20347, eq. 6)."""
     advantages_BT = inputs.require("advantages_BT")
-    temperature_BT = torch.where(advantages_BT > 0, temperature_pos, temperature_neg)
-    temperature_BT = temperature_BT.to(advantages_BT.dtype)
+    temperature_BT = _where(advantages_BT > 0, temperature_pos, temperature_neg, advantages_BT)
     gate_BT = torch.sigmoid(temperature_BT * (log_ratio(inputs).exp() - 1))
     loss_BT = -4 / temperature_BT * gate_BT * advantages_BT
     return Surrogate(loss_BT, torch.zeros_like(inputs.mask_BT))
@@ -99,9 +98,8 @@ def vespo(
     log_weight_BT = log_ratio(inputs).detach().sum(-1, keepdim=True)
     # Below, φ is 0 in float32 anyway; above, exp stays finite and φ underflows to 0.
     log_weight_BT = log_weight_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    up_BT = advantages_BT >= 0
-    k_BT = torch.where(up_BT, k_pos, k_neg).to(advantages_BT.dtype)
-    lambda_BT = torch.where(up_BT, lambda_pos, lambda_neg).to(advantages_BT.dtype)
+    k_BT = _where(advantages_BT >= 0, k_pos, k_neg, advantages_BT)
+    lambda_BT = _where(advantages_BT >= 0, lambda_pos, lambda_neg, advantages_BT)
     gate_BT = (k_BT * log_weight_BT + lambda_BT * (1 - log_weight_BT.exp())).exp()
     loss_BT = -gate_BT * advantages_BT * inputs.logp_BT
     return Surrogate(loss_BT, torch.zeros_like(inputs.mask_BT))
@@ -136,6 +134,10 @@ def response_mean(x_BT: Tensor, inputs: LossInputs) -> Tensor:
     """The mean over each response's counted tokens, on every position."""
     total_B = x_BT.masked_fill(~inputs.mask_BT, 0.0).sum(-1, keepdim=True)
     return (total_B / inputs.mask_BT.sum(-1, keepdim=True).clamp(min=1)).expand_as(x_BT)
+
+
+def _where(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
+    return torch.full_like(like, no).masked_fill(condition, yes)
 
 
 def _clip(ratio_BT: Tensor, advantages_BT: Tensor, clip_low: float, clip_high: float) -> Surrogate:
