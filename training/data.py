@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 from collections.abc import Callable
@@ -51,7 +52,10 @@ class Jsonl:
 def _read_jsonl(path: Path) -> list[Prompt]:
     prompts = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
         if not isinstance(row, dict) or not all(
             isinstance(row.get(key), str) for key in ("prompt", "answer")
         ):
@@ -69,4 +73,9 @@ def make_task(name: str, options: dict[str, Any]) -> Task:
     """The task of that name, with its options."""
     if name not in TASKS:
         raise ValueError(f"task.name={name!r}: unknown; known: {', '.join(TASKS)}")
+    known = inspect.signature(TASKS[name]).parameters
+    if unknown := sorted(options.keys() - known.keys()):
+        raise ValueError(
+            f"task {name}: unknown {', '.join(unknown)}; known: {', '.join(known) or 'none'}"
+        )
     return TASKS[name](**options)

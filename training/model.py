@@ -71,6 +71,9 @@ def open_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     if tokenizer.pad_token is None:
         # Padding is always masked out, so any token serves.
         tokenizer.pad_token = tokenizer.eos_token
+    # How it was opened is no property of a tokenizer, but would be saved as one.
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
     return model, tokenizer
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlvr_decode.training.padding import positions
@@ -79,11 +80,11 @@ class TransformersRollout:
         """Temperature 0 is greedy, and its log-probabilities are the model's at temperature 1."""
         self.model.train(False)
         device = self.model.device
-        encoded = self.tokenizer(
-            list(prompts), return_tensors="pt", padding=True, padding_side="left"
+        prompt_BP, prompt_mask_BP = _padded_left(
+            [self.tokenizer.encode(prompt) for prompt in prompts for _ in range(group)],
+            self.tokenizer.pad_token_id,
+            device,
         )
-        prompt_BP = encoded.input_ids.repeat_interleave(group, dim=0).to(device)
-        prompt_mask_BP = encoded.attention_mask.repeat_interleave(group, dim=0).bool().to(device)
 
         generator = torch.Generator(device).manual_seed(seed)
         stop = _stop_ids(self.model).to(device)
@@ -114,7 +115,7 @@ class TransformersRollout:
                 cache.batch_select_indices(alive_N)
             running_N = running_N[alive_N]
             tokens = token_N[alive_N].unsqueeze(1)
-            mask = torch.nn.functional.pad(mask[alive_N], (0, 1), value=True)
+            mask = nn.functional.pad(mask[alive_N], (0, 1), value=True)
 
         longest = int(mask_BT.sum(1).max())
         last_B = response_BT.gather(1, (mask_BT.sum(1) - 1).unsqueeze(1)).squeeze(1)
@@ -149,3 +150,16 @@ def _stop_ids(model: PreTrainedModel) -> Tensor:
     if eos is None:
         raise ValueError("the model's generation_config has no eos_token_id: responses never end")
     return torch.tensor([eos] if isinstance(eos, int) else eos)
+
+
+def _padded_left(
+    sequences: list[list[int]], pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids as one tensor, and a mask of the real ones.
+
+    Not the tokenizer's own padding, which it would remember and save.
+    """
+    tensors = [torch.tensor(ids, device=device) for ids in sequences]
+    pad_left = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
+    real = [torch.ones_like(ids, dtype=torch.bool) for ids in tensors]
+    return pad_left(tensors, padding_value=pad), pad_left(real)

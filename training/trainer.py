@@ -43,6 +43,7 @@ _SHOWN = {
     "kl_ref": "kl",
     "tokens_per_second": "tok/s",
 }
+_REMEDY = "Nothing was updated, and the newest checkpoint is intact; lower optim.lr and start anew"
 
 
 def train(config: Train) -> Path:
@@ -131,6 +132,10 @@ class Trainer:
         torch.manual_seed(draw_seed("update", self.config.seed, step))
         prompts = self.prompts(step)
         rollouts = self.sample(prompts, step)
+        if not rollouts.logp_BT.isfinite().all():
+            raise FloatingPointError(
+                f"step {step}: the policy gives no numbers any more. {_REMEDY}"
+            )
         rewards_B = self.judge(prompts, rollouts, self.config.rollout.group)
         batch = self.objective.prepare(self.loss_inputs(step, prompts, rollouts, rewards_B))
         metrics = self.update(step, batch, rollouts)
@@ -208,8 +213,7 @@ class Trainer:
         grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
         if not torch.isfinite(grad_norm):
             raise FloatingPointError(
-                f"step {step}: the gradient's norm is {grad_norm.item()}; nothing was updated. "
-                "Lower optim.lr and start again; the newest checkpoint is intact"
+                f"step {step}: the gradient's norm is {grad_norm.item()}. {_REMEDY}"
             )
         lr = settings.lr * min(1.0, step / max(settings.warmup, 1))
         set_lr([self.optimizer], lr)
