@@ -1,8 +1,9 @@
 """The operations on a CPU: the definition's arithmetic in float32, a few rows at a time.
 
 A block of rows stays in cache and its memory is used again for the next, which is where the speed
-comes from: on whole batches of logits, PyTorch spends its time on fresh memory. The scratch of a
-block is at most one temporary of the logits' size, or about a mebibyte if that is more.
+comes from: on whole batches of logits, PyTorch spends its time on fresh memory. A block's scratch
+is at most nine times its size: with more rows than that, less than one temporary of the logits'
+size, or about a mebibyte if that is more.
 
 Shapes: as in `reference.py`.
 """
@@ -67,7 +68,7 @@ def _blocks(rows: Tensor, logits: Tensor) -> Iterator[slice | Tensor]:
     long as its scratch stays below the logits' own size.
     """
     count, width = logits.shape
-    size = max(1, BLOCK_ELEMENTS // width, min(torch.get_num_threads(), count // 8))
+    size = max(1, BLOCK_ELEMENTS // width, min(torch.get_num_threads(), count // 16))
     for start in range(0, len(rows), size):
         block = rows[start : start + size]
         first, last = int(block[0]), int(block[-1])

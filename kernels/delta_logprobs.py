@@ -44,21 +44,22 @@ def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens_NK: Tensor) -> Delta
         BLOCK=min(MAX_BLOCK, triton.next_power_of_2(vocab)),
         CHOSEN_BLOCK=CHOSEN_BLOCK,
         num_warps=8,
+        enable_fp_fusion=True,
     )
     return result
 
 
 @triton.jit
 def _delta_logprobs_kernel(
-    chosen_rlvr_NK: Tensor,
-    chosen_base_NK: Tensor,
-    delta_NK: Tensor,
-    rlvr_entropy_N: Tensor,
-    base_entropy_N: Tensor,
-    kl_N: Tensor,
-    rlvr_NV: Tensor,
-    base_NW: Tensor,
-    tokens_NK: Tensor,
+    chosen_rlvr_NK: tl.tensor,
+    chosen_base_NK: tl.tensor,
+    delta_NK: tl.tensor,
+    rlvr_entropy_N: tl.tensor,
+    base_entropy_N: tl.tensor,
+    kl_N: tl.tensor,
+    rlvr_NV: tl.tensor,
+    base_NW: tl.tensor,
+    tokens_NK: tl.tensor,
     rlvr_row: int,
     rlvr_column: int,
     base_row: int,
@@ -73,7 +74,8 @@ def _delta_logprobs_kernel(
     base_W = base_NW + row * base_row
     lanes = tl.arange(0, BLOCK).to(tl.int64)
 
-    # With w = exp(x − peak): Σ w, Σ w·(x − peak), and for KL Σ w_r·(r − b).
+    # With w = exp(x − peak): Σ w, Σ w·(x − peak), and for KL Σ w_r·((r − r_peak) − (b − b_peak)).
+    # These terms are small where the models agree, and so is their rounding: such a KL is tiny.
     r_peak = tl.full((), LOWEST, tl.float32)
     b_peak = r_peak
     r_sum, r_moment, b_sum, b_moment = 0.0, 0.0, 0.0, 0.0
@@ -83,39 +85,39 @@ def _delta_logprobs_kernel(
         common = column < vocab
         r = tl.load(rlvr_V + column * rlvr_column, mask=common, other=-INF).to(tl.float32)
         b = tl.load(base_W + column * base_column, mask=common, other=-INF).to(tl.float32)
-        r_peak, r_sum, r_moment, r_shrink, r_weight = _gather(r_peak, r_sum, r_moment, r)
-        b_peak, b_sum, b_moment, _, _ = _gather(b_peak, b_sum, b_moment, b)
-        both = (r != -INF) & (b != -INF)
-        gap = gap * r_shrink + tl.sum(tl.where(both, r_weight * (r - b), 0.0), 0)
-        escapes = tl.maximum(escapes, tl.max(((r != -INF) & (b == -INF)).to(tl.int32), 0))
-    r_lse = r_peak + tl.log(r_sum)
-    b_lse = b_peak + tl.log(b_sum)
+        r_peak, r_moved, r_weight = advance(r_peak, r)
+        b_peak, b_moved, b_weight = advance(b_peak, b)
+        # 0 · log 0 is 0.
+        r_below = tl.where(r == -INF, 0.0, r - r_peak)
+        b_below = tl.where(b == -INF, 0.0, b - b_peak)
+        r_shrink, b_shrink = tl.exp(r_moved), tl.exp(b_moved)
 
-    tl.store(rlvr_entropy_N + row, tl.log(r_sum) - r_moment / r_sum)
-    tl.store(base_entropy_N + row, tl.log(b_sum) - b_moment / b_sum)
-    # The peaks first: their difference is exact where the models agree, and KL may be tiny.
-    lse_gap = (r_peak - b_peak) + (tl.log(r_sum) - tl.log(b_sum))
-    tl.store(kl_N + row, gap / r_sum - lse_gap + tl.where(escapes > 0, INF, 0.0))
+        gap = (gap + (r_moved - b_moved) * r_sum) * r_shrink
+        gap += tl.sum(r_weight * (r_below - b_below), 0)
+        r_moment = (r_moment + r_moved * r_sum) * r_shrink + tl.sum(r_weight * r_below, 0)
+        b_moment = (b_moment + b_moved * b_sum) * b_shrink + tl.sum(b_weight * b_below, 0)
+        r_sum = r_sum * r_shrink + tl.sum(r_weight, 0)
+        b_sum = b_sum * b_shrink + tl.sum(b_weight, 0)
+        escapes = tl.maximum(escapes, tl.max(((r != -INF) & (b == -INF)).to(tl.int32), 0))
+    r_log_sum, b_log_sum = tl.log(r_sum), tl.log(b_sum)
+
+    tl.store(rlvr_entropy_N + row, r_log_sum - r_moment / r_sum)
+    tl.store(base_entropy_N + row, b_log_sum - b_moment / b_sum)
+    # With a token that base rules out `gap` means nothing; NaN in a row stays NaN.
+    infinite = INF + (r_log_sum + b_log_sum)
+    kl = tl.where(escapes > 0, infinite, gap / r_sum - (r_log_sum - b_log_sum))
+    tl.store(kl_N + row, kl)
 
     for start in range(0, chosen, CHOSEN_BLOCK):
         k = start + tl.arange(0, CHOSEN_BLOCK)
         at = row * chosen + k
         token = tl.load(tokens_NK + at, mask=k < chosen, other=-1).to(tl.int64)
         known = (token >= 0) & (token < vocab)
-        r = tl.load(rlvr_V + token * rlvr_column, mask=known, other=NAN).to(tl.float32) - r_lse
-        b = tl.load(base_W + token * base_column, mask=known, other=NAN).to(tl.float32) - b_lse
+        r = tl.load(rlvr_V + token * rlvr_column, mask=known, other=NAN).to(tl.float32)
+        b = tl.load(base_W + token * base_column, mask=known, other=NAN).to(tl.float32)
+        r = (r - r_peak) - r_log_sum
+        b = (b - b_peak) - b_log_sum
         delta = tl.where((r == -INF) & (b == -INF), 0.0, r - b)
         tl.store(chosen_rlvr_NK + at, r, mask=k < chosen)
         tl.store(chosen_base_NK + at, b, mask=k < chosen)
         tl.store(delta_NK + at, delta, mask=k < chosen)
-
-
-@triton.jit
-def _gather(
-    peak: tl.tensor, total: tl.tensor, moment: tl.tensor, logits: tl.tensor
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Take in a block of logits: Σ w and Σ w·(x − peak) follow the maximum as it moves."""
-    new_peak, shrink, weight = advance(peak, logits)
-    terms = tl.where(logits != -INF, weight * (logits - new_peak), 0.0)
-    moment = (moment + (peak - new_peak) * total) * shrink + tl.sum(terms, 0)
-    return new_peak, total * shrink + tl.sum(weight, 0), moment, shrink, weight

@@ -46,16 +46,17 @@ def extrapolate_into(
         IN_PLACE=out_NV is rlvr_NV,
         BLOCK=min(MAX_BLOCK, triton.next_power_of_2(width)),
         num_warps=8,
+        enable_fp_fusion=True,
     )
 
 
 @triton.jit
 def _extrapolate_kernel(
-    out_NV: Tensor,
-    rlvr_NV: Tensor,
-    base_NW: Tensor,
-    strength_N: Tensor,
-    plausibility_N: Tensor,
+    out_NV: tl.tensor,
+    rlvr_NV: tl.tensor,
+    base_NW: tl.tensor,
+    strength_N: tl.tensor,
+    plausibility_N: tl.tensor,
     out_row: int,
     out_column: int,
     rlvr_row: int,
@@ -90,12 +91,11 @@ def _extrapolate_kernel(
         common = column < vocab
         r = tl.load(rlvr_V + column * rlvr_column, mask=common, other=-INF).to(tl.float32)
         b = tl.load(base_W + column * base_column, mask=common, other=-INF).to(tl.float32)
-        r_peak, r_shrink, r_weight = advance(r_peak, r)
-        b_peak, b_shrink, b_weight = advance(b_peak, b)
-        r_sum = r_sum * r_shrink + tl.sum(r_weight, 0)
-        b_sum = b_sum * b_shrink + tl.sum(b_weight, 0)
-    r_lse = r_peak + tl.log(r_sum)
-    b_lse = b_peak + tl.log(b_sum)
+        r_peak, r_moved, r_weight = advance(r_peak, r)
+        b_peak, b_moved, b_weight = advance(b_peak, b)
+        r_sum = r_sum * tl.exp(r_moved) + tl.sum(r_weight, 0)
+        b_sum = b_sum * tl.exp(b_moved) + tl.sum(b_weight, 0)
+    r_log_sum, b_log_sum = tl.log(r_sum), tl.log(b_sum)
 
     beyond = strength > 0.0
     cutoff = tl.where(beyond, r_peak + tl.log(tl.load(plausibility_N + row)), -INF)
@@ -107,6 +107,8 @@ def _extrapolate_kernel(
         # "Not below" keeps NaN. Where nothing is kept, base is not even read again.
         keep = (column < vocab) & (r != -INF) & ~(r < cutoff)
         b = tl.load(base_W + column * base_column, mask=keep, other=0.0).to(tl.float32)
-        delta = tl.where(b == -INF, ruled_out, (r - r_lse) - (b - b_lse))
+        # The peak first: close to it, and there the mass is, the difference is exact.
+        delta = ((r - r_peak) - r_log_sum) - ((b - b_peak) - b_log_sum)
+        delta = tl.where(b == -INF, ruled_out, delta)
         z = tl.where(keep, r + strength * delta, -INF)
         tl.store(out_V + column * out_column, z, mask=column < width)

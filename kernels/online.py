@@ -14,6 +14,9 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 @triton.jit
 def advance(peak: tl.tensor, logits: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Take in a block: the new maximum, what old sums shrink by, and the block's weights."""
+    """Take in a block: the new maximum, how far the old lies below it, and the block's weights.
+
+    A sum of weights from before shrinks by exp(moved).
+    """
     new_peak = tl.maximum(peak, tl.max(logits, 0))
-    return new_peak, tl.exp(peak - new_peak), tl.exp(logits - new_peak)
+    return new_peak, peak - new_peak, tl.exp(logits - new_peak)

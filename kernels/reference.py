@@ -105,7 +105,8 @@ def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens: Tensor) -> DeltaLog
 
 def _choose(logp_NV: Tensor, tokens: Tensor) -> Tensor:
     known = (tokens >= 0) & (tokens < logp_NV.shape[1])
-    ids_NK = tokens.masked_fill(~known, 0).long().reshape(len(tokens), -1)
+    ids = tokens.masked_fill(~known, 0).long()
+    ids_NK = ids if ids.dim() == 2 else ids[:, None]
     return logp_NV.gather(-1, ids_NK).reshape(tokens.shape).masked_fill(~known, NAN)
 
 

@@ -76,7 +76,8 @@ def delta_logprobs(rlvr: Tensor, base: Tensor, tokens: Tensor) -> DeltaLogprobs:
         rows = len(rlvr)
         raise ValueError(f"tokens has shape {list(tokens.shape)}: must be [{rows}] or [{rows}, K]")
     _check_device("tokens", tokens, rlvr)
-    chosen_r, chosen_b, delta, *of_row = _delta_logprobs(rlvr, base, tokens.reshape(len(rlvr), -1))
+    tokens_NK = tokens if tokens.dim() == 2 else tokens[:, None]
+    chosen_r, chosen_b, delta, *of_row = _delta_logprobs(rlvr, base, tokens_NK)
     chosen = (chosen.reshape(tokens.shape) for chosen in (chosen_r, chosen_b, delta))
     return DeltaLogprobs(*chosen, *of_row)
 
