@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -193,7 +193,7 @@ def write_pair(
         "base": _written(made.base, directory),
         "rlvr": {"kind": made.rlvr.kind} | _written(made.rlvr, directory),
         "tokenizer": {"sha256": tokenizer},
-        "defaults": {key.name: getattr(made.defaults, key.name) for key in fields(Extrapolation)},
+        "defaults": asdict(made.defaults),
         "provenance": made.provenance,
     }
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,89 @@
+"""`rlvr-decode pair make|check|show`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlvr_decode.pair import FILE, Checkpoint, Pair, locate, write_pair
+from rlvr_decode.params import Extrapolation
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the verbs; a pair that cannot be one ends the process with status 2."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        VERBS[args.verb](args)
+    except ValueError as error:
+        parser.error(str(error))
+    return 0
+
+
+def make(args: argparse.Namespace) -> None:
+    """Write the pair.json of two checkpoints."""
+    folder = args.output or args.name or args.rlvr.partition("@")[0].rstrip("/").split("/")[-1]
+    directory = Path(folder).resolve()
+    pair = write_pair(
+        directory,
+        name=args.name or directory.name,
+        base=args.base,
+        rlvr=args.rlvr,
+        defaults=Extrapolation(strength=args.strength, plausibility=args.plausibility),
+    )
+    print(f"{directory / FILE}\nserve it: rlvr-decode serve {folder}")
+    places = [place.directory for place in (pair.base, pair.rlvr) if place.directory]
+    if not all(place.is_relative_to(directory) for place in places):
+        print("it names directories of this machine, so it cannot be copied to another")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Compare the two checkpoints and hash every recorded file."""
+    pair = Pair.open(args.pair, verify=True)
+    print(f"{pair.name}: base and rlvr agree, and every recorded file is unchanged")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print a pair, for people or as JSON."""
+    pair = Pair.read(args.pair)
+    if args.json:
+        print(locate(args.pair).read_text(encoding="utf-8"), end="")
+        return
+    rows = {
+        "name": pair.name,
+        "file": pair.directory / FILE,
+        "base": pair.base,
+        "rlvr": f"{pair.rlvr} ({_kind(pair.rlvr)})",
+        "defaults": pair.defaults,
+        "stops at": ", ".join(map(str, pair.stop_token_ids)),
+    }
+    rows |= {f"  {key}": json.dumps(value) for key, value in pair.provenance.items()}
+    width = max(map(len, rows))
+    print("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()))
+
+
+def _kind(rlvr: Checkpoint) -> str:
+    return "full weights" if rlvr.kind == "full" else "adapter on base"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlvr-decode pair", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    making = verbs.add_parser("make", help=make.__doc__)
+    making.add_argument("base", help="a directory, or a hub id org/name[@revision]")
+    making.add_argument("rlvr", help="the same after RLVR, or an adapter on base")
+    making.add_argument("-o", "--output", help="where the pair goes (default: its name)")
+    making.add_argument("--name", help="the model name it is served by (default: the directory's)")
+    making.add_argument("--strength", type=float, default=0.0, help="default of its requests")
+    making.add_argument("--plausibility", type=float, default=0.0, help="default of its requests")
+    checking = verbs.add_parser("check", help=check.__doc__)
+    showing = verbs.add_parser("show", help=show.__doc__)
+    for each in (checking, showing):
+        each.add_argument("pair", help="a name, a directory, or a pair.json")
+    showing.add_argument("--json", action="store_true", help="print pair.json itself")
+    return parser
+
+
+VERBS = {"make": make, "check": check, "show": show}
