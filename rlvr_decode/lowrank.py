@@ -84,8 +84,8 @@ def gram_svd(matrix_MN: Tensor, rank: int) -> tuple[SVD, Tensor]:
     """The leading triples and every singular value, exactly, in float64.
 
     From the eigenvectors of the smaller Gram matrix, several times faster than a dense SVD.
-    Singular values below about 1e-8 of the largest drown in the squaring; vectors are returned
-    for the leading `rank` only, which must lie above that.
+    Singular values below about 1e-8 of the largest drown in the squaring, and their vectors with
+    them: a rank that reaches so far down raises ValueError.
     """
     _check_rank(rank, matrix_MN)
     if matrix_MN.shape[0] < matrix_MN.shape[1]:
@@ -95,6 +95,8 @@ def gram_svd(matrix_MN: Tensor, rank: int) -> tuple[SVD, Tensor]:
     squares_N, V_NN = torch.linalg.eigh(matrix_MN.T @ matrix_MN)
     every_N = squares_N.flip(0).clamp_min(0).sqrt()
     S_R, V_NR = every_N[:rank], V_NN.flip(1)[:, :rank]
+    if not S_R[-1] > 1e-8 * S_R[0]:
+        raise ValueError(f"{rank=}: the matrix is numerically of lower rank")
     return SVD(matrix_MN @ V_NR / S_R, S_R, V_NR), every_N
 
 

@@ -171,3 +171,8 @@ def test_spectral_error_bounds_the_true_error() -> None:
     low_rank = extract_low_rank(matrix, rank=20, generator=seeded())
     truth = 0.9**20
     assert truth < spectral_error(matrix, low_rank, generator=seeded(2)) < 100 * truth
+
+
+def test_gram_svd_refuses_vectors_it_cannot_resolve() -> None:
+    with pytest.raises(ValueError, match="rank=3: the matrix is numerically of lower rank"):
+        gram_svd(with_spectrum(20, 10, torch.tensor([2.0, 1.0])), 3)

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-LINEAR_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from rlvr_decode.matrices import LINEAR_LAYERS
 
 
 class Anchors(NamedTuple):
@@ -45,7 +45,7 @@ class AdapterConfig(ABC):
 
     rank: int = 16
     alpha: float = 32.0
-    targets: tuple[str, ...] = LINEAR_TARGETS
+    targets: tuple[str, ...] = LINEAR_LAYERS
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

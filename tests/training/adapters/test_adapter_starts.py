@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlvr_decode.training.adapters.config import LINEAR_TARGETS
+from rlvr_decode.matrices import LINEAR_LAYERS
 from rlvr_decode.training.adapters.geora import GeoRAConfig, geometry_masks, magnitude_threshold
 from rlvr_decode.training.adapters.lora import LoRAConfig
 from rlvr_decode.training.adapters.singular import (
@@ -170,7 +170,7 @@ def test_lora_starts_as_pefts_kaiming_uniform() -> None:
 def test_defaults_are_the_papers() -> None:
     geora = GeoRAConfig()
     assert (geora.rank, geora.alpha, geora.rho, geora.learning_rate) == (16, 32.0, 0.2, 1e-6)
-    assert geora.targets == LINEAR_TARGETS
+    assert geora.targets == LINEAR_LAYERS
     for config in (PiSSAConfig(), MiLoRAConfig()):
         assert (config.rank, config.alpha, config.learning_rate) == (32, 32.0, 2e-5)
     for plain in (LoRAConfig(), RLPOConfig(), RLMOConfig()):

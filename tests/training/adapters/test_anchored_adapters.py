@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlvr_decode.matrices import LINEAR_LAYERS
 from rlvr_decode.training.adapters import ADAPTERS
 from rlvr_decode.training.adapters.attach import attach
-from rlvr_decode.training.adapters.config import LINEAR_TARGETS, AdapterConfig, Anchors
+from rlvr_decode.training.adapters.config import AdapterConfig, Anchors
 from rlvr_decode.training.adapters.layer import AnchoredLinear
 
 KINDS = sorted(ADAPTERS)
@@ -58,7 +59,7 @@ def test_starts_as_the_base_to_the_last_bit(
     model = make_model(architecture, dtype)
     before = logits(model)
     adapter = attach(model, small(kind), seed=0)
-    assert len(adapter.layers) == 2 * len(LINEAR_TARGETS)
+    assert len(adapter.layers) == 2 * len(LINEAR_LAYERS)
     assert torch.equal(logits(model), before)
 
 
