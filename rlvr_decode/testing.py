@@ -47,13 +47,15 @@ def make_checkpoints(
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: `<pad> <bos> <eos>`, then the 256 bytes."""
+    """A byte-level tokenizer without merges: `<pad> <bos> <eos>`, the 256 bytes, then words that
+    text never becomes but every id of the model has a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<pad>", "<bos>", "<eos>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(specials + alphabet)}
+    words = [f"w{i}" for i in range(len(specials + alphabet), VOCAB)]
+    vocab = {token: i for i, token in enumerate(specials + alphabet + words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

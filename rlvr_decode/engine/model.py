@@ -50,7 +50,7 @@ class PairedForCausalLM(nn.Module):
         self.secondary_weights = [
             DefaultModelLoader.Source(
                 config.rlvr_base_model,
-                revision=config.rlvr_base_revision,
+                revision=None,
                 prefix="base.",
                 fall_back_to_pt=False,
             )

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 
-from rlvr_decode.engine.rows import SettingsTable, step_of
-from rlvr_decode.params import Extrapolation, SettingError
+from rlvr_decode.engine.rows import SettingsTable, scores_prompt, step_of
+from rlvr_decode.params import XARGS_PREFIX, Extrapolation, SettingError
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor.interface import (
@@ -51,13 +52,18 @@ class ExtrapolationProcessor(V1LogitsProcessor, V2LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse, at admission, settings that are malformed or could not be honoured."""
-        extrapolation = Extrapolation.from_extra_args(sampling_params.extra_args)
-        if extrapolation.strength != 0 and sampling_params.prompt_logprobs is not None:
-            raise SettingError(
-                "prompt_logprobs",
-                sampling_params.prompt_logprobs,
-                "log-probs of the prompt are rlvr's alone; ask for them at strength 0",
-            )
+        try:
+            extrapolation = Extrapolation.from_extra_args(sampling_params.extra_args)
+            if extrapolation.strength != 0 and scores_prompt(sampling_params):
+                raise SettingError(
+                    XARGS_PREFIX + "strength",
+                    extrapolation.strength,
+                    "log-probs of the prompt are rlvr's alone; ask for them at strength 0",
+                )
+        except SettingError as error:
+            raise VLLMValidationError(
+                str(error), parameter=error.name, value=error.value
+            ) from error
 
     def is_argmax_invariant(self) -> bool:
         return False

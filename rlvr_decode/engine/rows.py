@@ -41,7 +41,7 @@ class SettingsTable:
         """Settings of a request that enters; whatever the place held before is overwritten."""
         extrapolation = Extrapolation.from_extra_args(params.extra_args)
         self._settings[:, index] = extrapolation.strength, extrapolation.plausibility
-        self._prompt_logprobs[index] = params.prompt_logprobs is not None
+        self._prompt_logprobs[index] = scores_prompt(params)
 
     def clear(self, index: int) -> None:
         self._settings[:, index] = 0
@@ -62,6 +62,13 @@ class SettingsTable:
     def any_prompt_logprobs(self, indices: np.ndarray) -> bool:
         """Whether one of these requests also asked for log-probs of its prompt."""
         return bool(self._prompt_logprobs[indices].any())
+
+
+def scores_prompt(params: SamplingParams) -> bool:
+    """Whether a request asks for log-probs of its prompt, in either of vLLM's two ways."""
+    # The second way came with a later vLLM than the oldest supported one.
+    asked = (params.prompt_logprobs, getattr(params, "prompt_logprob_token_ids", None))
+    return any(value is not None for value in asked)
 
 
 class Step:
