@@ -17,6 +17,7 @@ from rlvr_decode.kernels import reference
 from rlvr_decode.kernels.reference import INF, DeltaLogprobs
 
 BLOCK_ELEMENTS = 2**15
+TINY = torch.finfo(torch.float32).tiny
 
 
 def extrapolate_into(
@@ -25,7 +26,8 @@ def extrapolate_into(
     """Write `reference.extrapolate` to `out_NV`, which may be `rlvr_NV` itself."""
     vocab = min(rlvr_NV.shape[1], base_NW.shape[1])
     if out_NV is not rlvr_NV:
-        out_NV.copy_(rlvr_NV)
+        for rows in _blocks((strength_N == 0).nonzero().flatten(), rlvr_NV):
+            out_NV[rows] = rlvr_NV[rows].to(out_NV.dtype)
     for rows in _blocks(strength_N.nonzero().flatten(), rlvr_NV):
         z = _extrapolate_block(
             rlvr_NV[rows, :vocab].float(),
@@ -57,7 +59,8 @@ def _extrapolate_block(r: Tensor, b: Tensor, strength: Tensor, plausibility: Ten
     log_plausibility = plausibility.log().masked_fill(strength <= 0, -INF)
     if (log_plausibility > -INF).any():
         cutoff = r.amax(-1, keepdim=True) + log_plausibility[:, None]
-        z.masked_fill_(r < cutoff, -INF)
+        # Adds 0 at the cutoff and above, −inf below. PyTorch is three times slower with booleans.
+        z.add_(torch.threshold(r - cutoff, -TINY, -INF).clamp_(max=0.0))
     return z
 
 
