@@ -71,7 +71,8 @@ def maxrl(rewards_B: Tensor, group_B: Tensor, *, eps: float = 1e-6) -> Tensor:
     """
     if bool((rewards_B < 0).any()):
         raise ValueError(f"reward {float(rewards_B.min()):g} is negative; MaxRL needs rewards ≥ 0")
-    return group_centred(rewards_B, group_B) / (group_mean(rewards_B, group_B) + eps)
+    mean_B = group_mean(rewards_B, group_B)
+    return group_centred(rewards_B, group_B) / (mean_B + eps).where(mean_B > 0, 1.0)
 
 
 def length_weighted(rewards_B: Tensor, group_B: Tensor, *, mask_BT: Tensor) -> Tensor:
@@ -162,12 +163,13 @@ def pass_at_k(
     """Pass@k training: each response's share in the reward of all k-subsets of its group.
 
     With n responses of which m are wrong, ρ = 1 − C(m,k)/C(n,k) and σ = √(ρ(1−ρ)):
-    right (1−ρ)/σ, wrong (1 − ρ − C(m−1,k−1)/C(n−1,k−1))/σ (arXiv 2508.10751, eq. 14–15). Groups
-    where every k-subset passes, or none, get 0. Raises ValueError for a group smaller than k.
+    right (1−ρ)/σ, wrong (1 − ρ − C(m−1,k−1)/C(n−1,k−1))/σ (arXiv 2508.10751, §3.3). Groups where
+    every k-subset passes, or none, get 0, and so do groups that have lost so many responses that
+    fewer than k are left. Raises ValueError if no group has k.
     """
     size_B = group_size(group_B)
-    if int(size_B.min()) < k:
-        raise ValueError(f"a group has {int(size_B.min())} responses; pass@{k} needs at least {k}")
+    if int(size_B.max()) < k:
+        raise ValueError(f"groups have {int(size_B.max())} responses; pass@{k} needs at least {k}")
     right_B = rewards_B > threshold
     wrong_B = size_B - group_sum(right_B.long(), group_B)
     advantages = [
@@ -178,6 +180,8 @@ def pass_at_k(
 
 
 def _pass_at_k(n: int, wrong: int, right: bool, k: int, eps: float) -> float:
+    if n < k:
+        return 0.0
     fail = math.comb(wrong, k) / math.comb(n, k)
     lost = 0.0 if right else math.comb(wrong - 1, k - 1) / math.comb(n - 1, k - 1)
     return (fail - lost) / (math.sqrt(fail * (1 - fail)) + eps)

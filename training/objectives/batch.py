@@ -14,25 +14,30 @@ from torch import Tensor
 from rlvr_decode.training.groups import group_size, group_sum, is_constant
 from rlvr_decode.training.objectives.inputs import LossInputs, Totals
 
-LOG_PROBS = ("logp_BT", "old_logp_BT", "ref_logp_BT", "rollout_logp_BT", "entropy_BT")
+LOG_PROBS = ("old_logp_BT", "ref_logp_BT", "rollout_logp_BT")
+PRESENT = ("logp_BT", "entropy_BT")
 REWARDS = ("rewards_B", "greedy_rewards_B")
 
 
 def cleaned(inputs: LossInputs) -> LossInputs:
     """Mask as bool, numbers in float32 or wider, zeros where the mask is.
 
-    Raises ValueError for an empty batch, and for a number that is not finite where it counts.
+    The present policy's tensors are checked only: they change from step to step, and a graph
+    shared by micro-batches could be walked backward but once. Raises ValueError for an empty
+    batch, and for a number that is not finite where it counts.
     """
     if not len(inputs.group_B):
         raise ValueError("the batch has no responses")
     mask_BT = inputs.mask_BT.bool()
     changes: dict[str, Any] = {"mask_BT": mask_BT}
-    for name in LOG_PROBS:
+    for name in (*PRESENT, *LOG_PROBS):
         value_BT = getattr(inputs, name)
         if value_BT is not None:
-            changes[name] = counted_only(value_BT, mask_BT)
-            if not bool(changes[name].detach().isfinite().all()):
+            clean_BT = counted_only(value_BT.detach(), mask_BT)
+            if not bool(clean_BT.isfinite().all()):
                 raise ValueError(f"{name} is not finite on a token that counts")
+            if name in LOG_PROBS:
+                changes[name] = clean_BT
     for name in REWARDS:
         value_B = getattr(inputs, name)
         if value_B is not None:

@@ -33,26 +33,26 @@ def dominate(*, alpha: float = 0.2) -> Objective:
 
 
 def normalize(*, alpha: float = 0.2) -> Objective:
-    """Ablation of the Δlog p code: DAPO with Ã = A / (1 + alpha − π_old). Its alpha is not
-    published."""
+    """Ablation in the code of arXiv 2603.22117: DAPO with Ã = A / (1 + alpha − π_old). Its alpha
+    is not published."""
     return _weighted("normalize", alpha)
 
 
 def middle(*, alpha: float = 0.2) -> Objective:
-    """Ablation of the Δlog p code: DAPO with Ã = (alpha + π_old(1 − π_old))·A. Its alpha is not
-    published."""
+    """Ablation in the code of arXiv 2603.22117: DAPO with Ã = (alpha + π_old(1 − π_old))·A. Its
+    alpha is not published."""
     return _weighted("middle", alpha)
 
 
 def ppl(*, alpha: float = 0.2) -> Objective:
-    """Perplexity reweighting (Deng et al., as the Δlog p work compares it): DAPO with
+    """Perplexity reweighting (Deng et al., as arXiv 2603.22117 compares it): DAPO with
     Ã = (1 − alpha·log PPL(y))·A. The alpha of that comparison is not published."""
     return _weighted("ppl", alpha)
 
 
 def ppl_norm(*, alpha: float = 0.2) -> Objective:
-    """Perplexity reweighting with log PPL(y) standardised within the group, Ã = (1 − alpha·z)·A;
-    otherwise as `ppl`."""
+    """Perplexity reweighting with log PPL(y) standardised within the group (arXiv 2603.22117's
+    code), Ã = (1 − alpha·z)·A; otherwise as `ppl`."""
     return _weighted("ppl_norm", alpha)
 
 

@@ -111,9 +111,10 @@ def reinforce_pp_baseline(*, clip_low: float = 0.2, clip_high: float = 0.2) -> O
 def maxrl(*, clip_low: float = 0.2, clip_high: float = 0.2, eps: float = 1e-6) -> Objective:
     """MaxRL (Tajwar et al., arXiv 2602.02710): PPO's clip with A = (R − μ_G)/(μ_G + eps).
 
-    Dividing by the pass rate p turns E[R] into the first K terms of log p = −Σ_k (1−p)^k/k, so
-    hard prompts weigh more. Rewards must not be negative. Paper's recipe for Qwen3: one epoch,
-    gradient norm cut at 0.3; token mean as in its code.
+    Dividing by the pass rate p turns the gradient of E[R] = p into that of the first K − 1 terms of
+    log p = −Σ_k (1−p)^k/k, so hard prompts weigh more. (Without centring it would be K terms: the
+    all-wrong groups, which get 0, cost the last one.) Rewards must not be negative. Paper's recipe
+    for Qwen3: one epoch, gradient norm cut at 0.3; token mean as in its code.
     """
     clip_range(clip_low, clip_high)
     return Objective(
