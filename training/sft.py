@@ -1,0 +1,174 @@
+"""Cold start: one epoch of supervised training on collected traces.
+
+Next-token cross-entropy on the response alone, stitched probes included, as MRPO does before its
+reinforcement learning (arXiv 2602.02545); its learning rate and batch are not known. Reads the
+JSONL of `soe`, or any with "prompt" and "response", and leaves a checkpoint to start a recipe from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
+from rlvr_decode.training.config import RECIPES, Optim, Train, build, override
+from rlvr_decode.training.metrics import MetricsLog
+from rlvr_decode.training.model import open_model, save_model
+from rlvr_decode.training.optim import adamw, set_lr
+from rlvr_decode.training.run import claim
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFT:
+    """One cold start."""
+
+    name: str
+    """Of the run's directory."""
+    base: str
+    """Checkpoint directory or hub id to start from."""
+    traces: str
+    """JSONL, one {"prompt": …, "response": …} a line; other keys are provenance."""
+    out: str = "runs"
+    seed: int = 0
+    epochs: int = 1
+    batch: int = 32
+    """Traces per optimiser step; the last batch of an epoch may be smaller."""
+    lr: float = 1e-5
+    warmup: int = 5
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+class Trace(NamedTuple):
+    """What to learn: a response to a prompt."""
+
+    prompt: str
+    response: str
+
+
+def train_on_traces(config: SFT) -> Path:
+    """Returns the directory of the trained checkpoint; resumes, and returns at once when done."""
+    directory = claim(cast(Train, config))
+    target = directory / "model"
+    if target.exists():
+        return target
+    traces = read_traces(Path(config.traces))
+    model, tokenizer = open_model(config.base)
+    optimizer = adamw(model, Optim(lr=config.lr))
+    checkpoints = Checkpoints(directory=directory / "checkpoints", keep=1)
+    log = MetricsLog(directory / "metrics.jsonl")
+    done = (checkpoints.restore(model, [optimizer]) or {"step": 0})["step"]
+    log.rewind(done)
+
+    steps = list(enumerate(batches(traces, config), start=1))
+    model.train()
+    for step, batch in tqdm(steps[done:], "sft", len(steps), initial=done):
+        set_lr([optimizer], config.lr * min(1.0, step / max(config.warmup, 1)))
+        inputs_BT, labels_BT = encode(batch, tokenizer)
+        loss = model(input_ids=inputs_BT, labels=labels_BT).loss
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"sft step {step}: loss is {loss.item()}; lower lr")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        log.write(step, {"loss": loss.item(), "traces": len(batch)})
+        if step % config.checkpoint_every == 0:
+            checkpoints.save(model, [optimizer], {"step": step})
+    with appearing_whole(target) as scratch:
+        save_model(model, tokenizer, scratch)
+    return target
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """The prompts and responses of a JSONL file."""
+    traces = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        row = json.loads(line)
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(key), str) for key in Trace._fields
+        ):
+            raise ValueError(
+                f'{path}:{number}: needs strings "prompt" and "response", got {line[:80]!r}'
+            )
+        traces.append(Trace(row["prompt"], row["response"]))
+    if not traces:
+        raise ValueError(f"{path}: has no traces; nothing was found that verifies")
+    return traces
+
+
+def batches(traces: Sequence[Trace], config: SFT) -> list[list[Trace]]:
+    """The traces of each optimiser step, every epoch in its own seeded order."""
+    found = []
+    for epoch in range(config.epochs):
+        order = list(traces)
+        random.Random(f"sft/{config.seed}/{epoch}").shuffle(order)
+        found += [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
+    return found
+
+
+def encode(batch: Sequence[Trace], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """Token ids and labels, [B, T], right-padded; labels are responses and their end alone."""
+    inputs, labels = [], []
+    for trace in batch:
+        question = tokenizer.encode(trace.prompt)
+        answer = tokenizer.encode(trace.response, add_special_tokens=False)
+        answer.append(tokenizer.eos_token_id)
+        inputs.append(torch.tensor(question + answer))
+        labels.append(torch.tensor([_IGNORED] * len(question) + answer))
+    pad = nn.utils.rnn.pad_sequence
+    return (
+        pad(inputs, batch_first=True, padding_value=tokenizer.pad_token_id),
+        pad(labels, batch_first=True, padding_value=_IGNORED),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train on traces and print where the checkpoint is; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="rlvr-decode sft", description="One epoch of supervised training on traces."
+    )
+    parser.add_argument("recipe", help="a TOML file, or the name of a bundled recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. lr=1e-5")
+    arguments = parser.parse_intermixed_args(argv)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        checkpoint = train_on_traces(load(arguments.recipe, arguments.overrides))
+    except (ValueError, FloatingPointError) as error:
+        print(f"rlvr-decode sft: {error}", file=sys.stderr)
+        return 2
+    print(checkpoint)
+    return 0
+
+
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> SFT:
+    """Read a recipe (a TOML file, or the name of a bundled one) and apply `key=value` overrides."""
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{recipe}.toml"
+    if not path.is_file():
+        raise ValueError(f"recipe {str(recipe)!r}: no such file, nor {path.name} bundled")
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    for item in overrides:
+        override(values, item)
+    return build(SFT, values)
