@@ -21,7 +21,9 @@ FACTORS = ("anchor_A", "anchor_B", "shift_A", "shift_B")
 class AttachedAdapter:
     """A model whose linear layers carry an adapter: `model` computes the adapted policy.
 
-    layers  the adapted layers by the name of the linear layer each one wraps.
+    layers          the adapted layers by the name of the linear layer each one wraps.
+    base_checksums  of every tensor of the base model, by name, from before anything was trained.
+    frozen          the base's own parameters that training moved before, and may after `detach`.
     """
 
     model: nn.Module

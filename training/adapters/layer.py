@@ -64,7 +64,7 @@ class AnchoredLinear(nn.Module):
         left, right = self.update_factors()
         with torch.autocast(x.device.type, enabled=False):
             update = linear(linear(x.to(precision), right), left)
-            return (y + self.scaling * update).to(y.dtype)
+            return torch.add(y, update, alpha=self.scaling).to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"rank={self.anchor_A.shape[0]}, scaling={self.scaling:g}"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rlvr_decode.testing import make_checkpoints
+from rlvr_decode.training.adapters.attach import AttachedAdapter, attach
+from rlvr_decode.training.adapters.geora import GeoRAConfig
 
 VOCAB = 61
 
@@ -75,3 +80,17 @@ def logits(tokens: Tensor) -> Callable[[nn.Module], Tensor]:
         return result
 
     return of
+
+
+@pytest.fixture
+def train_on_disk(train: Train) -> Callable[[Path], tuple[Path, AttachedAdapter]]:
+    """A base checkpoint in a directory, and a GeoRA adapter moved a few steps on it."""
+
+    def run(directory: Path) -> tuple[Path, AttachedAdapter]:
+        base, _ = make_checkpoints(directory)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        adapter = attach(model, GeoRAConfig(), seed=0)
+        train(model, adapter.trainable_parameters(), steps=4, learning_rate=2e-3)
+        return base, adapter
+
+    return run

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlvr_decode.lowrank import compact
+from rlvr_decode.matrices import matrix_pairs
+from rlvr_decode.pair import write_pair
 from rlvr_decode.training.adapters import ADAPTERS
 from rlvr_decode.training.adapters.attach import attach
 from rlvr_decode.training.adapters.export import export, lora_config, lora_tensors
@@ -215,3 +217,16 @@ def test_resume_refuses_another_base(make_model, tmp_path) -> None:
     with pytest.raises(ValueError, match="trained on another base model"):
         resume(other, GeoRAConfig(rank=4), tmp_path)
     assert not any(isinstance(module, AnchoredLinear) for module in other.modules())
+
+
+def test_an_export_is_the_rlvr_of_a_pair(train_on_disk, tmp_path) -> None:
+    """The serving side opens it, and reads the trainer's own merged weights off it."""
+    base, adapter = train_on_disk(tmp_path)
+    export(adapter, tmp_path / "rlvr", dtype=torch.float32)
+    pair = write_pair(tmp_path, name="trained", base=base, rlvr=tmp_path / "rlvr")
+    assert pair.rlvr.kind == "adapter"
+    merged = merge(adapter).weights
+    read = {pair.name: pair.rlvr_MN for pair in matrix_pairs(base, tmp_path / "rlvr")}
+    assert read.keys() == merged.keys()
+    for name, weight in merged.items():
+        torch.testing.assert_close(read[name], weight, rtol=0, atol=1e-6)

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from rlvr_decode.testing import make_checkpoints
-from rlvr_decode.training.adapters.attach import AttachedAdapter, attach
+from rlvr_decode.training.adapters.attach import AttachedAdapter
 from rlvr_decode.training.adapters.export import export, lora_config
-from rlvr_decode.training.adapters.geora import GeoRAConfig
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -22,19 +20,9 @@ PROMPT = [1, 40, 77, 103, 5, 68, 222, 131, 9, 30, 250, 17]
 
 
 @pytest.fixture
-def trained(tmp_path) -> AttachedAdapter:
-    """A GeoRA adapter moved a few steps on the base written to tmp_path/base."""
-    from transformers import AutoModelForCausalLM
-
-    base, _ = make_checkpoints(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapter = attach(model, GeoRAConfig(), seed=0)
-    optimizer = torch.optim.AdamW(adapter.trainable_parameters(), lr=2e-3)
-    inputs = torch.tensor([PROMPT])
-    for _ in range(4):
-        optimizer.zero_grad()
-        model(input_ids=inputs, labels=inputs).loss.backward()
-        optimizer.step()
+def trained(train_on_disk, tmp_path) -> AttachedAdapter:
+    """An adapter trained on the base in tmp_path/base."""
+    _, adapter = train_on_disk(tmp_path)
     return adapter
 
 
