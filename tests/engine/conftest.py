@@ -5,6 +5,11 @@ imports torch imports Triton, which looks for its backends once.
 """
 
 import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,27 +19,10 @@ def v2_runner(request):
     """Whether this session runs model runner V2."""
     chosen = request.config.getoption("--runner") == "v2"
     if chosen:
+        from interpreter_repair import repair_interpreter
+
         repair_interpreter()
     return chosen
-
-
-def repair_interpreter():
-    """Triton 3.9's interpreter refuses masks that mix a scalar bool with a vector of bools."""
-    import triton.language as tl
-    import vllm  # noqa: F401  vLLM chooses its kernels while it is imported
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def with_bool_mask(method, place):
-        def repaired(self, *args, **kwargs):
-            mask = args[place]
-            if mask is not None:
-                mask = TensorHandle(mask.data.astype(bool), tl.int1)
-            return method(self, *args[:place], mask, *args[place + 1 :], **kwargs)
-
-        return repaired
-
-    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
-        setattr(InterpreterBuilder, name, with_bool_mask(getattr(InterpreterBuilder, name), place))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +49,35 @@ def start(v2_runner):
     while engines:
         engines.pop().llm_engine.engine_core.shutdown()
     gc.collect()
+
+
+@pytest.fixture
+def child_engine():
+    """Runs an engine in another process: greedy answers {"tokens", "metrics"}, or its error."""
+
+    def run(pair, prompts, strengths, environment=None, sampling=None, **arguments):
+        defaults = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
+        job = {
+            "pair": str(pair.directory),
+            "prompts": prompts,
+            "strengths": strengths,
+            "sampling": {"temperature": 0, "max_tokens": 8, "ignore_eos": True} | (sampling or {}),
+            "arguments": defaults | {"block_size": 32, "disable_log_stats": False} | arguments,
+        }
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name("child_engine.py")],
+            input=json.dumps(job),
+            env=os.environ | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
+        if not answers:
+            raise RuntimeError(done.stdout[-4000:] + done.stderr[-4000:])
+        return json.loads(answers[0].removeprefix("ANSWER"))
+
+    return run
 
 
 @pytest.fixture(scope="module")
