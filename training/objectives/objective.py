@@ -25,6 +25,7 @@ from rlvr_decode.training.objectives.kl import KL_ESTIMATORS
 from rlvr_decode.training.objectives.metrics import batch_metrics, per_token
 from rlvr_decode.training.objectives.policy_losses import Surrogate, log_ratio
 from rlvr_decode.training.objectives.reweightings import REWEIGHTINGS, reweighted, token_weights
+from rlvr_decode.training.objectives.shaping import overlong_penalty
 
 
 class Credit(Protocol):
@@ -68,7 +69,8 @@ class Objective:
     policy_loss     loss of a token from its ratio and advantage; `reads` names what else it needs.
     aggregation     one of AGGREGATIONS; the constant ones divide by `max_tokens`.
     selection       which tokens the policy loss treats apart, chosen on the whole batch.
-    shaping         new rewards from a batch, before the advantages (DAPO's overlong penalty).
+    overlong_buffer  responses within so many tokens of `overlong_tokens` lose up to 1 of their
+                    reward before credit is given (`overlong_penalty`); 0 is never.
     reweighting     one of REWEIGHTINGS or "none", with `reweighting_alpha`, on tokens with
                     advantages of the sign `reweighting_on` ("both", "positive", "negative").
     kl_coef         factor of the KL penalty to the reference, by `kl_estimator`; `kl_unbiased`
@@ -87,7 +89,8 @@ class Objective:
     reads: tuple[str, ...] = ()
     max_tokens: int | None = None
     selection: Callable[[LossInputs], Tensor] | None = None
-    shaping: Callable[[LossInputs], Tensor] | None = None
+    overlong_tokens: int | None = None
+    overlong_buffer: int = 0
     reweighting: str = "none"
     reweighting_alpha: float = 0.2
     reweighting_on: str = "both"
@@ -111,6 +114,9 @@ class Objective:
         number("entropy_coef", self.entropy_coef)
         number("correction_low", self.correction_low, low=0.0, high=1.0)
         number("correction_high", self.correction_high, low=1.0)
+        whole_number("overlong_buffer", self.overlong_buffer, low=0)
+        if self.overlong_buffer and self.overlong_tokens is None:
+            raise ValueError("overlong_tokens=None: overlong_buffer needs the longest length")
         if self.max_tokens is not None:
             whole_number("max_tokens", self.max_tokens, low=1)
         elif "constant" in self.aggregation:
@@ -135,8 +141,14 @@ class Objective:
         # The entropy is the present policy's, so it arrives with each fresh logp_BT.
         for name in sorted(self.needs - {"entropy_BT"}):
             inputs.require(name)
-        if self.shaping is not None:
-            inputs = replace(inputs, rewards_B=self.shaping(inputs))
+        if self.overlong_tokens is not None and self.overlong_buffer:
+            penalty_B = overlong_penalty(
+                inputs.mask_BT.sum(-1),
+                max_tokens=self.overlong_tokens,
+                buffer=self.overlong_buffer,
+            )
+            rewards_B = inputs.rewards_B + penalty_B.to(inputs.rewards_B.dtype)
+            inputs = replace(inputs, rewards_B=rewards_B)
         inputs = self.credit.prepare(counted(inputs))
         if self.selection is not None:
             inputs = replace(inputs, selected_BT=self.selection(inputs))

@@ -19,6 +19,8 @@ SHARED = (
     "advantage",
     "aggregation",
     "max_tokens",
+    "overlong_tokens",
+    "overlong_buffer",
     "reweighting",
     "reweighting_alpha",
     "reweighting_on",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from rlvr_decode.training.groups import is_constant
-from rlvr_decode.training.objectives.inputs import LossInputs
 
 
 def overlong_penalty(lengths_B: Tensor, *, max_tokens: int, buffer: int) -> Tensor:
@@ -17,13 +16,7 @@ def overlong_penalty(lengths_B: Tensor, *, max_tokens: int, buffer: int) -> Tens
     down to −1 at max_tokens, −1 beyond (eq. 13)."""
     if not 0 < buffer <= max_tokens:
         raise ValueError(f"buffer={buffer} must be from 1 to max_tokens={max_tokens}")
-    return ((max_tokens - buffer - lengths_B) / buffer).clamp(-1.0, 0.0)
-
-
-def shaped_rewards(inputs: LossInputs, *, max_tokens: int, buffer: int) -> Tensor:
-    """rewards_B plus the overlong penalty, with lengths from the mask."""
-    penalty_B = overlong_penalty(inputs.mask_BT.sum(-1), max_tokens=max_tokens, buffer=buffer)
-    return inputs.rewards_B + penalty_B.to(inputs.rewards_B.dtype)
+    return ((max_tokens - buffer - lengths_B.double()) / buffer).clamp(-1.0, 0.0)
 
 
 def informative(rewards_B: Tensor, group_B: Tensor) -> Tensor:

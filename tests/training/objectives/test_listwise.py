@@ -70,6 +70,11 @@ def test_golden_target_list_and_losses():
     p = objective.project(batch).list_logp_B.exp()
     assert p.tolist() == pytest.approx([0.278018, 0.205961, 0.264459, 0.251561], abs=5.1e-7)
     assert objective(x).metrics["list_kl"].item() == pytest.approx(0.2864875403, abs=5e-11)
+    metrics = objective(x).metrics
+    assert metrics["list_entropy"].item() == pytest.approx(-(p * p.log()).sum().item())
+    assert metrics["coefficient_abs"].item() == pytest.approx(
+        sum(abs(c) for c in GOLDEN["lpo_fwd"]), abs=2e-6
+    )
     values = {"lpo_rev": 0.3806801072, "lpo_js": 0.0786153067, "lpo_alpha": 0.3235899376}
     for name, value in values.items():
         assert DISTANCES[name](p, batch.target_B).item() == pytest.approx(value, abs=5e-10)

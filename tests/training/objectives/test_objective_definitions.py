@@ -442,9 +442,14 @@ def test_reinforce_pp_takes_kl_out_of_the_reward(make_inputs):
     torch.testing.assert_close(gradient(loss, x), gradient(expected, x), rtol=1e-6, atol=1e-12)
 
 
-def test_overlong_responses_lose_reward_before_advantages(make_inputs):
+@pytest.mark.parametrize("name", ["dapo", "grpo", "lpo_fwd"])
+def test_overlong_responses_lose_reward_before_advantages(name, make_inputs):
+    """Free up to 4 tokens, −½ at 5, −1 at 6: also inside a list's softmax."""
     x = make_inputs(drift=0.4)
-    lengths = x.mask_BT.sum(-1)
-    shaped = x.rewards_B + ((4 - lengths) / 2).clamp(-1, 0)  # buffer of 2 before 6
-    plain = OBJECTIVES["dapo"](overlong_buffer=0)(make_inputs(drift=0.4, rewards_B=shaped)).loss
-    assert OBJECTIVES["dapo"](overlong_tokens=6, overlong_buffer=2)(x).loss == plain
+    shaped = x.rewards_B + ((4 - x.mask_BT.sum(-1)) / 2).clamp(-1, 0)
+    plain = OBJECTIVES[name](overlong_buffer=0)(make_inputs(drift=0.4, rewards_B=shaped))
+    found = OBJECTIVES[name](overlong_tokens=6, overlong_buffer=2)(x)
+    torch.testing.assert_close(found.loss, plain.loss)
+    assert found.loss != OBJECTIVES[name](overlong_buffer=0)(x).loss
+    # The all-wrong group has a response of 5 tokens, so it is no longer all equal.
+    assert found.metrics["zero_variance"] == 0

@@ -92,6 +92,14 @@ def test_gspo_token_is_gspo_in_value_and_gradient(make_inputs):
     assert 0 < sequence(x).metrics["clip_fraction"] < 1
 
 
+def test_gspo_with_token_mean_weighs_responses_by_length(make_inputs):
+    """Why GSPO goes with the mean over responses: elsewhere long responses count for more."""
+    x = make_inputs(drift=0.0)
+    length = x.mask_BT.sum(-1, keepdim=True)
+    sequence = gradient(OBJECTIVES["gspo"](), x) * 11 * length / 36
+    torch.testing.assert_close(gradient(OBJECTIVES["gspo"](aggregation="token_mean"), x), sequence)
+
+
 def test_luspo_is_gspo_times_length(make_inputs):
     x = make_inputs()
     full = replace(x, mask_BT=torch.ones_like(x.mask_BT))

@@ -44,6 +44,8 @@ def test_docstring_names_its_source(name):
         ("grpo", {"reweighting": "rare"}, "reweighting='rare'"),
         ("grpo", {"reweighting_on": "all"}, "reweighting_on='all'"),
         ("dr_grpo", {"max_tokens": 0}, "max_tokens=0"),
+        ("grpo", {"overlong_buffer": 4}, "overlong_tokens=None"),
+        ("dapo", {"overlong_buffer": -1}, "overlong_buffer=-1"),
         ("cispo", {"cap": 0.2}, "cap=0.2 is a ratio"),
         ("cispo", {"cap": float("inf")}, "cap=inf"),
         ("sapo", {"temperature_neg": 0.0}, "temperature_neg=0.0"),

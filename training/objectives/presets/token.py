@@ -8,7 +8,6 @@ from rlvr_decode.training import advantages
 from rlvr_decode.training.objectives import policy_losses, trust_regions
 from rlvr_decode.training.objectives.checks import clip_range, number, one_of
 from rlvr_decode.training.objectives.objective import Advantage, Objective
-from rlvr_decode.training.objectives.shaping import shaped_rewards
 
 
 def grpo(
@@ -77,13 +76,13 @@ def dapo(
     released recipe also sets dual_clip=10, and masks truncated responses (the trainer's mask).
     TRL 1.16's default loss "dapo" is the clip and the token mean; it has no dynamic sampling.
     """
-    shaping = partial(shaped_rewards, max_tokens=overlong_tokens, buffer=overlong_buffer)
     return Objective(
         name="dapo",
         credit=group_advantage(eps=eps, ddof=ddof),
         policy_loss=ppo_clip(clip_low, clip_high, dual_clip),
         aggregation="token_mean",
-        shaping=shaping if overlong_buffer else None,
+        overlong_tokens=overlong_tokens,
+        overlong_buffer=overlong_buffer,
         dynamic_sampling=True,
     )
 
