@@ -7,16 +7,16 @@ M, N  rows and columns of a weight
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import Tensor
 
+from rlvr_decode.lora import lora_keys, lora_scaling, read_lora_config
+
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_NOT_PLAIN = ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
 
 
 class MatrixPair(NamedTuple):
@@ -43,13 +43,13 @@ def matrix_pairs(
     names = sorted(name for name in base_files if _layer(name) in layers)
     if not names:
         raise ValueError(f"{base}: no weights of {', '.join(layers)}")
-    scaling = _lora_scaling(rlvr)
+    lora = read_lora_config(rlvr)
     for name in names:
         base_MN = _read(base_files, name, base)
-        if scaling is None:
+        if lora is None:
             rlvr_MN = _read(rlvr_files, name, rlvr)
         else:
-            rlvr_MN = base_MN.float() + scaling * _lora_product(rlvr_files, name, base_MN)
+            rlvr_MN = _with_lora(base_MN.float(), name, lora, rlvr_files)
         if base_MN.shape != rlvr_MN.shape:
             shapes = f"{tuple(base_MN.shape)} in base, {tuple(rlvr_MN.shape)} in rlvr"
             raise ValueError(f"{name}: {shapes}; the two are not one model")
@@ -80,22 +80,13 @@ def _read(files: dict[str, Path], name: str, directory: Path) -> Tensor:
     return tensor
 
 
-def _lora_scaling(directory: Path) -> float | None:
-    """alpha / rank of a plain LoRA directory, None for one of full weights."""
-    path = directory / "adapter_config.json"
-    if not path.exists():
-        return None
-    config = json.loads(path.read_text())
-    if beyond := [key for key in _NOT_PLAIN if config.get(key)]:
-        raise ValueError(f"{path}: {', '.join(beyond)}: only plain LoRA is read; merge it first")
-    scaling: float = config["lora_alpha"] / config["r"]
-    return scaling
-
-
-def _lora_product(files: dict[str, Path], name: str, base_MN: Tensor) -> Tensor:
-    """B A of one weight; zero where the adapter leaves the layer alone."""
-    keys = [f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight" for part in "BA"]
+def _with_lora(
+    base_MN: Tensor, name: str, config: dict[str, Any], files: dict[str, Path]
+) -> Tensor:
+    """The weight with its update, or as it is where the adapter leaves the layer alone."""
+    layer = name.removesuffix(".weight")
+    keys = lora_keys(layer)
     if not any(key in files for key in keys):
-        return base_MN.float().new_zeros(base_MN.shape)
-    left, right = (_read(files, key, files[keys[0]].parent).float() for key in keys)
-    return left @ right
+        return base_MN
+    A_RN, B_MR = (_read(files, key, next(iter(files.values())).parent).float() for key in keys)
+    return base_MN + lora_scaling(config, layer, A_RN.shape[0]) * (B_MR @ A_RN)

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_named(weights: dict[str, Tensor], tmp_path: Path) 
         list(matrix_pairs(base, tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("key", ["use_rslora", "use_dora", "fan_in_fan_out"])
+@pytest.mark.parametrize("key", ["use_rslora", "use_dora", "modules_to_save"])
 def test_only_plain_lora_is_read(weights: dict[str, Tensor], tmp_path: Path, key: str) -> None:
     base = write(tmp_path / "base", weights)
     adapter = write(tmp_path / "adapter", {"x": torch.zeros(1)})

@@ -12,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rlvr_decode.lora import lora_tensors
 from rlvr_decode.lowrank import compact
 from rlvr_decode.matrices import matrix_pairs
 from rlvr_decode.pair import write_pair
 from rlvr_decode.training.adapters import ADAPTERS
 from rlvr_decode.training.adapters.attach import attach
-from rlvr_decode.training.adapters.export import export, lora_config, lora_tensors
+from rlvr_decode.training.adapters.export import export, update_factors
 from rlvr_decode.training.adapters.geora import GeoRAConfig
 from rlvr_decode.training.adapters.layer import AnchoredLinear
 from rlvr_decode.training.adapters.merge import merge, merged_update
@@ -93,17 +94,10 @@ def test_export_refuses_other_dtypes(make_model, tmp_path) -> None:
         export(adapter, tmp_path, dtype=torch.float16)
 
 
-def test_alpha_stays_whole_where_it_can(make_model) -> None:
-    adapter = attach(make_model(), GeoRAConfig(), seed=0)
-    config = lora_config(adapter)
-    assert (config["r"], config["lora_alpha"]) == (32, 64)
-    assert isinstance(config["lora_alpha"], int)
-
-
 def test_exported_tensors_are_copies(make_model, train) -> None:
     model = make_model()
     adapter = attach(model, ADAPTERS["lora"](rank=4), seed=0)
-    before = lora_tensors(adapter, dtype=torch.float32)
+    before = lora_tensors(update_factors(adapter), dtype=torch.float32)
     train(model, adapter.trainable_parameters(), steps=1)
     assert all(not tensor.any() for name, tensor in before.items() if "lora_B" in name)
 
@@ -116,7 +110,7 @@ def test_difference_form_survives_bfloat16_and_concatenation_does_not(
     name, layer = "model.layers.0.mlp.up_proj", adapter.layers["model.layers.0.mlp.up_proj"]
     update = moved_by(layer, relative)
     assert update.norm() / layer.base.weight.norm() == pytest.approx(relative, rel=1e-3)
-    tensors = lora_tensors(adapter, dtype=torch.bfloat16)
+    tensors = lora_tensors(update_factors(adapter), dtype=torch.bfloat16)
     A, B = (tensors[f"base_model.model.{name}.lora_{part}.weight"].double() for part in "AB")
     assert relative_error(layer.scaling * B @ A, update) < 4e-3
     assert layer.anchor_B is not None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlvr_decode.training.adapters.attach import AttachedAdapter
-from rlvr_decode.training.adapters.export import export, lora_config
+from rlvr_decode.training.adapters.export import export
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -26,11 +26,13 @@ def trained(train_on_disk, tmp_path) -> AttachedAdapter:
     return adapter
 
 
-def test_vllm_validates_the_rank(trained: AttachedAdapter) -> None:
+def test_vllm_validates_the_rank(trained: AttachedAdapter, tmp_path) -> None:
     from vllm.config.lora import LoRAConfig
     from vllm.lora.peft_helper import PEFTHelper
 
-    helper = PEFTHelper.from_dict(json.loads(json.dumps(lora_config(trained))))
+    config = (export(trained, tmp_path / "adapter") / "adapter_config.json").read_text()
+    helper = PEFTHelper.from_dict(json.loads(config))
+    assert (helper.r, helper.lora_alpha) == (32, 64)
     helper.validate_legal(LoRAConfig(max_lora_rank=32))
     with pytest.raises(ValueError, match="rank 32 is greater"):
         helper.validate_legal(LoRAConfig(max_lora_rank=16))
