@@ -117,7 +117,7 @@ def extract_low_rank(
                  none may, and then the rank is 0.
 
     Raises ValueError when not exactly one criterion is given, for a value out of range, and when
-    a criterion needs max_rank triples or more: the message says how much energy those hold.
+    a criterion needs more than max_rank triples: the message says how much energy those hold.
     """
     if sum(criterion is not None for criterion in (rank, energy, noise_floor)) != 1:
         raise ValueError(f"give one of {rank=}, {energy=}, {noise_floor=}")
@@ -135,12 +135,12 @@ def extract_low_rank(
     while True:
         svd = randomized_svd(delta_MN, tried, generator=generator)
         needed = _needed(svd.S_R, total, energy=energy, noise_floor=noise_floor)
-        if needed < tried or tried == full:
+        if needed <= tried or tried == full:
             return _balanced(svd, min(needed, tried), total)
         if tried == limit:
             held = svd.S_R.double().square().sum().item() / total
             raise ValueError(
-                f"{energy=}, {noise_floor=}: needs at least {max_rank=} singular triples, which "
+                f"{energy=}, {noise_floor=}: needs more than {max_rank=} singular triples, which "
                 f"hold {held:.3f} of the energy; raise max_rank or lower the criterion"
             )
         tried = min(2 * tried, limit)
@@ -206,9 +206,10 @@ def _krylov_basis(
 
 
 def _needed(S_R: Tensor, total: float, *, energy: float | None, noise_floor: float | None) -> int:
-    """How many triples the criterion asks for; no fewer than were tried if they do not suffice."""
+    """How many triples the criterion asks for; more than were tried when it cannot be told yet."""
     if noise_floor is not None:
-        return int(S_R.gt(noise_floor).sum())
+        above = int(S_R.gt(noise_floor).sum())
+        return above if above < S_R.numel() else above + 1
     assert energy is not None
     if total == 0:
         return 0
