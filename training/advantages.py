@@ -33,7 +33,7 @@ def reward(rewards_B: Tensor, group_B: Tensor, *, baseline: float = 0.0) -> Tens
 def group_normalised(
     rewards_B: Tensor, group_B: Tensor, *, eps: float = 1e-6, ddof: int = 1
 ) -> Tensor:
-    """GRPO: (R − μ_G) / (σ_G + eps) (arXiv 2402.03300, §4.1.2).
+    """GRPO: (R − μ_G) / (σ_G + eps) (arXiv 2402.03300).
 
     The formula does not say which σ; the common implementations use the sample one (ddof 1).
     For binary rewards with group accuracy q and ddof 0: √((1−q)/q) if right, −√(q/(1−q)) if wrong.
@@ -43,7 +43,7 @@ def group_normalised(
 
 def group_centred(rewards_B: Tensor, group_B: Tensor) -> Tensor:
     """Dr. GRPO: R − μ_G, without the σ that favours very easy and very hard prompts
-    (arXiv 2503.20783, §3)."""
+    (arXiv 2503.20783)."""
     require_groups(group_B)
     return (rewards_B - group_mean(rewards_B, group_B)).masked_fill(
         is_constant(rewards_B, group_B), 0.0
@@ -77,7 +77,7 @@ def maxrl(rewards_B: Tensor, group_B: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 def length_weighted(rewards_B: Tensor, group_B: Tensor, *, mask_BT: Tensor) -> Tensor:
     """OPO: R − Σ|y|R / Σ|y| over the group, the variance-optimal baseline if gradient norms grow
-    with length (arXiv 2505.23585, eq. 8). It is not zero-mean."""
+    with length (arXiv 2505.23585). It is not zero-mean."""
     require_groups(group_B)
     length_B = mask_BT.sum(-1).to(rewards_B.dtype)
     total_B = group_sum(length_B, group_B).clamp(min=1)
@@ -87,7 +87,7 @@ def length_weighted(rewards_B: Tensor, group_B: Tensor, *, mask_BT: Tensor) -> T
 
 def informative_share(rewards_B: Tensor, group_B: Tensor) -> Tensor:
     """GPG: α·(R − μ_G) with α = B / (B − M), M the responses in groups of equal rewards
-    (arXiv 2504.02546, eq. 8). The mean is over all B, so α makes up for the M zeros."""
+    (arXiv 2504.02546). The mean is over all B, so α makes up for the M zeros."""
     idle = int(is_constant(rewards_B, group_B).sum())
     return group_centred(rewards_B, group_B) * (len(rewards_B) / max(len(rewards_B) - idle, 1))
 
@@ -118,7 +118,7 @@ def signed(
 def negative_part(
     rewards_B: Tensor, group_B: Tensor, *, eps: float = 1e-6, ddof: int = 1, over: str = "all"
 ) -> Tensor:
-    """GRPO-N: GRPO's advantage where it is negative, else 0 (arXiv 2510.04028, §4).
+    """GRPO-N: GRPO's advantage where it is negative, else 0 (arXiv 2510.04028).
 
     Unlike NSR it is 0 on groups that are all wrong, and a graded reward of 0.8 can be negative.
     For binary rewards its expected update is GRPO's times the prompt's accuracy. `over` as in
@@ -146,7 +146,7 @@ def virtual_best(
     """NGRPO: GRPO with one more, imagined response of reward `best` in μ_G and σ_G.
 
     With ddof 0 an all-wrong group of K gets −1/√K each instead of 0; an all-right one 0
-    (arXiv 2509.18851, §3.2). Raises ValueError if a reward exceeds `best`.
+    (arXiv 2509.18851). Raises ValueError if a reward exceeds `best`.
     """
     if bool((rewards_B > best).any()):
         raise ValueError(f"reward {float(rewards_B.max()):g} exceeds best={best:g}; raise best")
@@ -163,7 +163,7 @@ def pass_at_k(
     """Pass@k training: each response's share in the reward of all k-subsets of its group.
 
     With n responses of which m are wrong, ρ = 1 − C(m,k)/C(n,k) and σ = √(ρ(1−ρ)):
-    right (1−ρ)/σ, wrong (1 − ρ − C(m−1,k−1)/C(n−1,k−1))/σ (arXiv 2508.10751, §3.3). Groups where
+    right (1−ρ)/σ, wrong (1 − ρ − C(m−1,k−1)/C(n−1,k−1))/σ (arXiv 2508.10751). Groups where
     every k-subset passes, or none, get 0, and so do groups that have lost so many responses that
     fewer than k are left. Raises ValueError if no group has k.
     """
@@ -201,7 +201,7 @@ def whitened_returns(
     """REINFORCE++: returns standardised over all counted tokens of the batch, per token.
 
     G_t = R − kl_in_reward·Σ_{s≥t} (log π_old − log π_ref), then (G − mean)/(std + eps) with the
-    sample std. With `centre_groups` R − μ_G takes R's place (arXiv 2501.03262, §3).
+    sample std. With `centre_groups` R − μ_G takes R's place (arXiv 2501.03262).
     """
     if centre_groups:
         rewards_B = group_centred(rewards_B, group_B)

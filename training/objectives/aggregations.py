@@ -23,7 +23,7 @@ def token_mean(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor:
 
 def sequence_mean(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor:
     """Every response counts the same: the mean over responses of token means, 1/(N|y_i|)
-    (GRPO, arXiv 2402.03300, eq. 3). A response without a counted token contributes 0."""
+    (GRPO, arXiv 2402.03300). A response without a counted token contributes 0."""
     return 1 / (_lengths(inputs).clamp(min=1) * _totals(inputs).responses)
 
 
@@ -34,7 +34,7 @@ def sequence_sum(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor
 
 def constant(inputs: LossInputs, *, max_tokens: int | None = None) -> Tensor:
     """Token sums over a constant length, 1/(N·max_tokens): no length enters the gradient
-    (Dr. GRPO, arXiv 2503.20783, §3.2)."""
+    (Dr. GRPO, arXiv 2503.20783)."""
     assert max_tokens is not None
     return torch.full_like(_lengths(inputs), 1 / (_totals(inputs).responses * max_tokens))
 

@@ -116,7 +116,11 @@ class LossInputs:
         raise ValueError(f"this objective reads LossInputs.{name}, which is None; supply it")
 
     def select(self, rows: Tensor | slice) -> Self:
-        """The batch of some rows; totals and whole-group numbers stay those of the whole batch."""
+        """The batch of some rows; totals and whole-group numbers stay those of the whole batch.
+
+        Several processes can each prepare the gathered batch and select their own rows; objectives
+        with statistics of the whole batch need that.
+        """
         changes: dict[str, Any] = {name: value[rows] for name, value in self._tensors()}
         return replace(self, **changes)
 
@@ -125,7 +129,7 @@ class LossInputs:
 
         Advantages stay those of the whole batch; the denominators of the loss are counted anew.
         """
-        if self.totals is None:
+        if self.row_B is None:
             raise ValueError("mini_batches needs a prepared batch; call objective.prepare first")
         if prompts < 1:
             raise ValueError(f"prompts={prompts}: a mini-batch has at least one prompt")
@@ -142,7 +146,7 @@ class LossInputs:
         are ordered by group if they are not already contiguous; `row_B` says which rows it got.
         Raises ValueError for a batch that is not prepared, or when a group is larger than `size`.
         """
-        if self.totals is None:
+        if self.row_B is None:
             raise ValueError("split needs a prepared batch; call objective.prepare(inputs) first")
         if size < 1:
             raise ValueError(f"size={size}: a micro-batch has at least one response")

@@ -134,9 +134,11 @@ class Objective:
     def prepare(self, inputs: LossInputs) -> LossInputs:
         """Everything that needs the whole batch, once: counts, advantages, token weights.
 
-        Raises ValueError for an empty batch, a tensor that the objective reads and the batch
-        lacks, or a number that is not finite where it counts.
+        Raises ValueError for an empty batch, one that is prepared already, a tensor that the
+        objective reads and the batch lacks, or a number that is not finite where it counts.
         """
+        if inputs.row_B is not None:
+            raise ValueError("this batch is prepared already; its rewards would be shaped twice")
         inputs = cleaned(inputs)
         # The entropy is the present policy's, so it arrives with each fresh logp_BT.
         for name in sorted(self.needs - {"entropy_BT"}):
@@ -168,7 +170,7 @@ class Objective:
 
         A batch that is not prepared is prepared first, as a whole batch of its own.
         """
-        if inputs.group_size_B is None:
+        if inputs.row_B is None:
             inputs = self.prepare(inputs)
         inputs = replace(inputs, logp_BT=counted_only(inputs.logp_BT, inputs.mask_BT))
         if inputs.advantages_BT is None:

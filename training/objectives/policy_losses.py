@@ -64,7 +64,7 @@ def gspo_token(inputs: LossInputs, *, clip_low: float, clip_high: float) -> Surr
 
 def gmpo(inputs: LossInputs, *, clip: float) -> Surrogate:
     """GMPO: −A·(Π_t r_t)^(1/|y|), the geometric mean of ratios whose logarithm is cut one-sidedly
-    to ±clip, above where A > 0 and below where A < 0 (arXiv 2507.20673, eq. 5)."""
+    to ±clip, above where A > 0 and below where A < 0 (arXiv 2507.20673)."""
     log_ratio_BT, advantages_BT = log_ratio(inputs), inputs.require("advantages_BT")
     sign_BT = advantages_BT.sign()
     bounded_BT = sign_BT * torch.minimum(sign_BT * log_ratio_BT, torch.full_like(sign_BT, clip))
@@ -81,7 +81,7 @@ def cispo(inputs: LossInputs, *, cap: float) -> Surrogate:
 
 
 def sapo(inputs: LossInputs, *, temperature_pos: float, temperature_neg: float) -> Surrogate:
-    """SAPO: −(4/τ)·σ(τ(r−1))·A, a soft gate with τ by the sign of A (arXiv 2511.20347, eq. 6)."""
+    """SAPO: −(4/τ)·σ(τ(r−1))·A, a soft gate with τ by the sign of A (arXiv 2511.20347)."""
     advantages_BT = inputs.require("advantages_BT")
     temperature_BT = _where(advantages_BT > 0, temperature_pos, temperature_neg, advantages_BT)
     gate_BT = torch.sigmoid(temperature_BT * (log_ratio(inputs).exp() - 1))
@@ -93,7 +93,7 @@ def vespo(
     inputs: LossInputs, *, k_pos: float, lambda_pos: float, k_neg: float, lambda_neg: float
 ) -> Surrogate:
     """VESPO: −sg(φ(W))·A·log π with φ(W) = W^k·e^(λ(1−W)), W = Π_t r_t of the whole response and
-    (k, λ) by the sign of A (arXiv 2602.10693, §4). φ(1) = 1; φ vanishes at 0 and ∞."""
+    (k, λ) by the sign of A (arXiv 2602.10693). φ(1) = 1; φ vanishes at 0 and ∞."""
     advantages_BT = inputs.require("advantages_BT")
     log_weight_BT = log_ratio(inputs).detach().sum(-1, keepdim=True)
     # Below, φ is 0 in float32 anyway; above, exp stays finite and φ underflows to 0.

@@ -24,7 +24,7 @@ def dppo(
     With μ the anchor's and π the present probability of the sampled token, a token is masked when
     it moves the way A pushes it (π > μ for A > 0, π < μ for A < 0) and its binary divergence from
     the anchor exceeds `limit`: |π − μ| ("tv") or KL(μ‖π) of the coin "this token or another"
-    ("kl") (arXiv 2602.04879, §4). r = π/μ; anchor "rollout" or "old" says whose μ.
+    ("kl") (arXiv 2602.04879). r = π/μ; anchor "rollout" or "old" says whose μ.
     """
     name = {"rollout": "rollout_logp_BT", "old": "old_logp_BT"}[anchor]
     from_anchor = replace(inputs, old_logp_BT=inputs.require(name))
@@ -39,7 +39,7 @@ def dppo(
 
 
 def clip_cov(inputs: LossInputs, *, clip_low: float, clip_high: float) -> Surrogate:
-    """Clip-Cov: PPO's clip, and no loss on the selected tokens (arXiv 2505.22617, eq. 13)."""
+    """Clip-Cov: PPO's clip, and no loss on the selected tokens (arXiv 2505.22617)."""
     surrogate = clipped(inputs, clip_low=clip_low, clip_high=clip_high)
     selected_BT = inputs.require("selected_BT")
     return Surrogate(
@@ -48,7 +48,7 @@ def clip_cov(inputs: LossInputs, *, clip_low: float, clip_high: float) -> Surrog
 
 
 def kl_cov(inputs: LossInputs, *, coef: float) -> Surrogate:
-    """KL-Cov: −rA, plus coef·|log r| on the selected tokens (arXiv 2505.22617, eq. 14)."""
+    """KL-Cov: −rA, plus coef·|log r| on the selected tokens (arXiv 2505.22617)."""
     log_ratio_BT = log_ratio(inputs)
     loss_BT = -log_ratio_BT.exp() * inputs.require("advantages_BT")
     penalty_BT = coef * log_ratio_BT.abs() * inputs.require("selected_BT")

@@ -74,6 +74,18 @@ def test_processes_with_common_totals_add_up(name, make_inputs):
 
 
 @every_preset
+def test_processes_that_prepare_the_gathered_batch_add_up(name, make_inputs):
+    x = make_inputs()
+    expected, gradient = loss_and_gradient(name, x)
+    torch.manual_seed(0)
+    objective = build(name)
+    batch = objective.prepare(x)
+    loss = sum(objective(batch.select(rows)).loss for rows in (slice(0, 8), slice(8, 11)))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, x.logp_BT)[0], gradient)
+
+
+@every_preset
 def test_padding_does_not_matter(name, make_inputs):
     x = make_inputs()
     expected, gradient = loss_and_gradient(name, x)

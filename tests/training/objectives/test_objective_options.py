@@ -144,6 +144,10 @@ def test_split_says_which_rows_it_took(make_inputs):
     ]
     with pytest.raises(ValueError, match=r"call objective\.prepare"):
         list(x.split(4))
+    with pytest.raises(ValueError, match=r"call objective\.prepare"):
+        list(replace(x, totals=batch.totals).split(4))
+    with pytest.raises(ValueError, match="prepared already"):
+        OBJECTIVES["grpo"]().prepare(batch)
     with pytest.raises(ValueError, match="size=0"):
         list(batch.split(0))
 

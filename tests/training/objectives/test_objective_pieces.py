@@ -133,14 +133,15 @@ def test_entropy_bonus():
     assert OBJECTIVES["grpo"]()(x).metrics["entropy"].item() == pytest.approx(8 / 4)
 
 
-def test_dual_clip_bounds_the_loss_of_bad_tokens():
-    x = two_responses(logp_BT=torch.tensor([[-1.0, 0, 0], [1.5, -1.0, -1.0]]).double())
+def test_dual_clip_bounds_the_loss_of_bad_tokens_only():
+    """Ratios e² for a right token and e^2.5 for a wrong one."""
+    x = two_responses(logp_BT=torch.tensor([[1.0, 0, 0], [1.5, -1.0, -1.0]]).double())
     x = replace(x, logp_BT=x.logp_BT.requires_grad_())
     outputs = OBJECTIVES["grpo"](dual_clip=3.0, eps=0.0, aggregation="token_mean")(x)
     a = math.sqrt(0.5)
-    assert outputs.loss.item() == pytest.approx((-a + 3 * a + a + a) / 4)
+    assert outputs.loss.item() == pytest.approx((-1.2 * a + 3 * a + a + a) / 4)
     assert torch.autograd.grad(outputs.loss, x.logp_BT)[0][1, 0] == 0
-    assert outputs.metrics["clip_fraction"].item() == 0.25
+    assert outputs.metrics["clip_fraction"].item() == 0.5
 
 
 @pytest.mark.parametrize(
