@@ -2,7 +2,7 @@
 
 A block of rows stays in cache and its memory is used again for the next, which is where the speed
 comes from: on whole batches of logits, PyTorch spends its time on fresh memory. A block's scratch
-is at most nine times its size: with more rows than that, less than one temporary of the logits'
+is at most a dozen times its size: from sixteen rows up, less than one temporary of the logits'
 size, or about a mebibyte if that is more.
 
 Shapes: as in `reference.py`.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlvr_decode.kernels import reference
-from rlvr_decode.kernels.reference import INF, DeltaLogprobs
+from rlvr_decode.kernels.reference import INF, DeltaLogprobs, choose
 
 BLOCK_ELEMENTS = 2**15
 TINY = torch.finfo(torch.float32).tiny
@@ -41,8 +41,11 @@ def extrapolate_into(
 
 def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens_NK: Tensor) -> DeltaLogprobs:
     """`reference.delta_logprobs` in float32, without a temporary of the logits' size."""
+    vocab = min(rlvr_NV.shape[1], base_NW.shape[1])
     blocks = [
-        reference.delta_logprobs(rlvr_NV[rows].float(), base_NW[rows].float(), tokens_NK[rows])
+        _delta_logprobs_block(
+            rlvr_NV[rows, :vocab].float(), base_NW[rows, :vocab].float(), tokens_NK[rows]
+        )
         for rows in _blocks(torch.arange(len(rlvr_NV)), rlvr_NV)
     ]
     if not blocks:
@@ -62,6 +65,22 @@ def _extrapolate_block(r: Tensor, b: Tensor, strength: Tensor, plausibility: Ten
         # Adds 0 at the cutoff and above, −inf below. PyTorch is three times slower with booleans.
         z.add_(torch.threshold(r - cutoff, -TINY, -INF).clamp_(max=0.0))
     return z
+
+
+def _delta_logprobs_block(r: Tensor, b: Tensor, tokens: Tensor) -> DeltaLogprobs:
+    logp_r, logp_b = r.log_softmax(-1), b.log_softmax(-1)
+    delta = logp_r - logp_b
+    if not delta.sum().isfinite():
+        return reference.delta_logprobs(r, b, tokens)
+    p_r, p_b = logp_r.exp(), logp_b.exp()
+    return DeltaLogprobs(
+        rlvr=choose(logp_r, tokens),
+        base=choose(logp_b, tokens),
+        delta=choose(delta, tokens),
+        kl=delta.mul_(p_r).sum(-1),
+        rlvr_entropy=-p_r.mul_(logp_r).sum(-1),
+        base_entropy=-p_b.mul_(logp_b).sum(-1),
+    )
 
 
 def _blocks(rows: Tensor, logits: Tensor) -> Iterator[slice | Tensor]:

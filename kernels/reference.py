@@ -83,7 +83,7 @@ def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens: Tensor) -> DeltaLog
     r, b = rlvr_NV[:, :vocab], base_NW[:, :vocab]
     logp_r, logp_b = r.log_softmax(-1), b.log_softmax(-1)
 
-    chosen_r, chosen_b = _choose(logp_r, tokens), _choose(logp_b, tokens)
+    chosen_r, chosen_b = choose(logp_r, tokens), choose(logp_b, tokens)
     delta = chosen_r - chosen_b
     delta = delta.masked_fill((chosen_r == -INF) & (chosen_b == -INF), 0.0)
 
@@ -103,7 +103,8 @@ def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens: Tensor) -> DeltaLog
     )
 
 
-def _choose(logp_NV: Tensor, tokens: Tensor) -> Tensor:
+def choose(logp_NV: Tensor, tokens: Tensor) -> Tensor:
+    """The entries of `tokens` ([N] or [N, K]) in each row; NaN for an id that is no column."""
     known = (tokens >= 0) & (tokens < logp_NV.shape[1])
     ids = tokens.masked_fill(~known, 0).long()
     ids_NK = ids if ids.dim() == 2 else ids[:, None]

@@ -123,7 +123,10 @@ def test_no_rows_and_no_tokens(kernels):
 
 @given(data=st.data())
 @hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,  # a budget measured on three numbers may be met by luck, or missed
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_masked_tokens(kernels, assert_within_budget, data):
     width = data.draw(st.integers(1, 9))

@@ -151,7 +151,10 @@ def rows_with_masks(width):
 
 @given(data=st.data())
 @hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,  # a budget measured on three numbers may be met by luck, or missed
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_masks_are_never_undone(kernels, assert_within_budget, data):
     width, other = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
