@@ -282,3 +282,19 @@ def test_settings_are_checked(kind: str, settings: dict[str, object], message: s
 def test_the_table_names_its_configs() -> None:
     assert {kind: config.kind for kind, config in ADAPTERS.items()} == {k: k for k in KINDS}
     assert KINDS == ["geora", "lora", "milora", "pissa", "rlmo", "rlpo"]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(make_model, tokens: Tensor) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model().train()
+        adapter = attach(model, small("geora"), seed=0)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with adapter.disabled():
+            model(input_ids=tokens)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        gradients.append([parameter.grad for parameter in adapter.trainable_parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert plain.abs().max() > 0
+        assert torch.equal(plain, checkpointed)
