@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,8 +192,8 @@ def reach(probability: Tensor, k: int) -> Tensor:
     return -missed
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the simulator: print the turning points, write a PNG if asked."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a run's turning points as JSON, draw it if asked; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="rlvr-decode simulate",
         description="The two stages of RLVR on one decision: shrinkage, then expansion.",
@@ -208,21 +209,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the run here")
     args = parser.parse_args(argv)
-    bandit = Bandit(rewards=tuple(args.rewards), initial=tuple(args.initial))
-    settings = {"eta": args.eta, "steps": args.steps, "advantage": args.advantage}
-    path = mean_field(bandit, **settings)
-    found = milestones(bandit, path)._asdict()
-    runs_SRK = None
-    if args.group is not None:
-        runs_SRK = sampled(bandit, group=args.group, runs=args.runs, seed=args.seed, **settings)
-        found["sampled_runs_where_best_leads"] = float(
-            (runs_SRK[:, :, bandit.best] > 0.5).any(0).double().mean()
-        )
+    try:
+        bandit = Bandit(rewards=tuple(args.rewards), initial=tuple(args.initial))
+        settings = {"eta": args.eta, "steps": args.steps, "advantage": args.advantage}
+        path = mean_field(bandit, **settings)
+        found = milestones(bandit, path)._asdict()
+        runs_SRK = None
+        if args.group is not None:
+            runs_SRK = sampled(bandit, group=args.group, runs=args.runs, seed=args.seed, **settings)
+            leads_SR = runs_SRK[:, :, bandit.best] > 0.5
+            found["sampled_runs_where_best_leads"] = float(leads_SR.any(0).double().mean())
+    except ValueError as error:
+        print(f"rlvr-decode simulate: {error}", file=sys.stderr)
+        return 2
     print(json.dumps(found, indent=2))
     if args.plot:
+        # Matplotlib takes a second to import, and only a picture needs it.
         from rlvr_decode.training.simulate_plot import draw
 
         draw(bandit, path, runs_SRK, args.plot)
+    return 0
 
 
 def _advantage(name: str) -> Callable[[Tensor, Tensor], Tensor]:

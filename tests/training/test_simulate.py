@@ -171,7 +171,8 @@ def test_sampling_is_seeded() -> None:
 
 def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     png = tmp_path / "stages.png"
-    main(["--eta", "0.5", "--steps", "250", "--group", "8", "--runs", "3", "--plot", str(png)])
+    settings = ["--eta", "0.5", "--steps", "250", "--group", "8", "--runs", "3"]
+    assert main([*settings, "--plot", str(png)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["entropy_least_at"], found["good_negative_at"], found["best_leads_at"]) == (
         72,
@@ -180,6 +181,11 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert 0 <= found["sampled_runs_where_best_leads"] <= 1
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_names_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--initial", "0.5", "0.5"]) == 2
+    assert "3 rewards and 2 probabilities" in capsys.readouterr().err
 
 
 def test_bad_settings_name_the_value() -> None:

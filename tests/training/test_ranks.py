@@ -1,0 +1,42 @@
+"""Ranks of sampled responses: the right tokens' hidden states, in parts of any size."""
+
+import torch
+
+from rlvr_decode.training.model import open_model
+from rlvr_decode.training.ranks import response_hidden, response_ranks
+from rlvr_decode.training.rollout import TransformersRollout
+from rlvr_decode.training.spectral import effective_rank
+
+
+def sampled(micro_base):
+    """Two prompts of different lengths, so one is padded, and responses of different lengths."""
+    model, tokenizer = open_model(micro_base)
+    engine = TransformersRollout(model=model, tokenizer=tokenizer)
+    prompts = ["12+3=?\n", "7\n"]
+    return model, engine.sample(prompts, group=6, max_new_tokens=20, temperature=1.0, seed=0)
+
+
+def test_the_hidden_states_are_those_of_the_response(micro_base) -> None:
+    model, rollouts = sampled(micro_base)
+    for layer in (-1, 1):
+        hidden_BTD = response_hidden(model, rollouts, layer=layer)
+        for b in (0, 11):
+            prompt = rollouts.prompt_BP[b][rollouts.prompt_mask_BP[b]]
+            response = rollouts.response_BT[b][rollouts.mask_BT[b]]
+            with torch.no_grad():
+                output = model(torch.cat([prompt, response])[None], output_hidden_states=True)
+            expected_TD = output.hidden_states[layer][0, len(prompt) :]
+            torch.testing.assert_close(
+                hidden_BTD[b, : len(response)], expected_TD, rtol=1e-4, atol=1e-5
+            )
+
+
+def test_ranks_do_not_depend_on_the_parts(micro_base) -> None:
+    model, rollouts = sampled(micro_base)
+    whole_B = response_ranks(model, rollouts, window=8, stride=4)
+    parts_B = response_ranks(model, rollouts, window=8, stride=4, rows=5)
+    torch.testing.assert_close(parts_B, whole_B, rtol=1e-4, atol=1e-4)
+    hidden_TD = response_hidden(model, rollouts)[3][rollouts.mask_BT[3]]
+    starts = range(0, max(1, len(hidden_TD) - 7), 4)
+    least = min(float(effective_rank(hidden_TD[start : start + 8])) for start in starts)
+    torch.testing.assert_close(float(whole_B[3]), least, rtol=1e-4, atol=1e-4)
