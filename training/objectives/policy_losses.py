@@ -68,7 +68,6 @@ def gmpo(inputs: LossInputs, *, clip: float) -> Surrogate:
     log_ratio_BT, advantages_BT = log_ratio(inputs), inputs.require("advantages_BT")
     sign_BT = advantages_BT.sign()
     bounded_BT = sign_BT * torch.minimum(sign_BT * log_ratio_BT, torch.full_like(sign_BT, clip))
-    bounded_BT = torch.where(sign_BT == 0, log_ratio_BT, bounded_BT)
     loss_BT = -advantages_BT * response_mean(bounded_BT, inputs).exp()
     return Surrogate(loss_BT, sign_BT * log_ratio_BT > clip)
 

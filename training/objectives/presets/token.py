@@ -26,8 +26,9 @@ def grpo(
 
     σ_G is the sample standard deviation (ddof 1) as in the common code. Left out by default: the
     paper's k3 penalty of 0.04 to a reference (kl_coef=0.04; DeepSeek-R1 has 0.001, most RLVR runs
-    none). Same as TRL 1.16's loss "grpo" with its eps 1e-4; TRL's "bnpo" is this with
-    aggregation="token_mean", but normalised per micro-batch where ours is per batch.
+    none), and the dual clip that verl always applies (dual_clip=3). Same as TRL 1.16's loss "grpo"
+    with its eps 1e-4; TRL's "bnpo" is this with aggregation="token_mean", but normalised per
+    micro-batch where ours is per batch.
     """
     return Objective(
         name="grpo",
@@ -133,7 +134,7 @@ def sapo(
         loss = −(1/N) Σ_i (1/|y_i|) Σ_t (4/τ)·σ(τ(r_it − 1))·A_i,  τ by the sign of A_i.
 
     Its gradient at r = 1 is A; the gate fades both ways, faster for A < 0. Equals TRL 1.16's
-    "sapo".
+    "sapo" to 1e-8 (which rounds 1.05 to float32).
     """
     for name, value in (("temperature_pos", temperature_pos), ("temperature_neg", temperature_neg)):
         number(name, value, low=1e-6)
