@@ -74,10 +74,13 @@ def randomized_svd(
         return SVD(left, values, right)
     width = rank + oversampling
     if (power_iterations + 1) * width >= matrix_MN.shape[0]:
-        return _leading(torch.linalg.svd(matrix_MN, full_matrices=False), rank)
+        U, S, Vh = torch.linalg.svd(matrix_MN, full_matrices=False)
+        return SVD(U[:, :rank], S[:rank], Vh[:rank].T)
     basis_MK = _krylov_basis(matrix_MN, width, power_iterations, generator)
-    U_KK, S_K, Vh_KN = torch.linalg.svd(basis_MK.T @ matrix_MN, full_matrices=False)
-    return _leading((basis_MK @ U_KK, S_K, Vh_KN), rank)
+    # basisᵀ matrix = Rᵀ Qᵀ: the dense SVD is then of K × K only.
+    Q_NK, R_KK = torch.linalg.qr(matrix_MN.T @ basis_MK)
+    U_KK, S_K, Vh_KK = torch.linalg.svd(R_KK.T)
+    return SVD(basis_MK @ U_KK[:, :rank], S_K[:rank], Q_NK @ Vh_KK[:rank].T)
 
 
 def gram_svd(matrix_MN: Tensor, rank: int) -> tuple[SVD, Tensor]:
@@ -226,11 +229,6 @@ def _balanced(svd: SVD, rank: int, total: float) -> LowRank:
         singular_values_R=svd.S_R[:rank],
         energy=min(held / total, 1.0) if total else 1.0,
     )
-
-
-def _leading(factors: tuple[Tensor, Tensor, Tensor], rank: int) -> SVD:
-    U, S, Vh = factors
-    return SVD(U[:, :rank], S[:rank], Vh[:rank].T)
 
 
 def _gaussian(like: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
