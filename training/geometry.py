@@ -25,7 +25,7 @@ class MatrixGeometry:
     """One weight before and after training. Shares are None where nothing changed.
 
     relative_norm      ‖ΔW‖ / ‖W‖, Frobenius.
-    sparsity           share of entries that bfloat16 cannot tell apart (`changed_entries`).
+    sparsity           share of entries left as they were (`changed_entries`).
     spectral_shift     ‖σ(W+) − σ(W)‖ / ‖σ(W)‖ over all singular values.
     left_angle         largest principal angle between the leading output directions, degrees.
     right_angle        the same of the leading input directions.
@@ -111,17 +111,17 @@ def matrix_geometry(
 
 
 def changed_entries(before_MN: Tensor, after_MN: Tensor, *, eta: float = 1e-3) -> Tensor:
-    """Entries with |w' − w| > eta · max(|w|, |w'|): changes a bfloat16 checkpoint can show.
+    """Entries with |w' − w| > eta · max(|w|, |w'|), the papers' bfloat16-aware count of changes.
 
-    The steps of bfloat16 are 2⁻⁸ to 2⁻⁷ of a value: at the papers' eta = 1e-3 every one of them
-    is a change, and what is too small to become one in a float32 checkpoint mostly is not.
+    Steps of bfloat16 are 2⁻⁸ to 2⁻⁷ of a value, so at eta = 1e-3 every one of them is a change,
+    while the drift of a float32 checkpoint that bfloat16 would never show is not.
     """
     largest_MN = torch.maximum(before_MN.abs(), after_MN.abs())
     return (after_MN - before_MN).abs() > eta * largest_MN
 
 
 def update_sparsity(before_MN: Tensor, after_MN: Tensor, *, eta: float = 1e-3) -> float:
-    """Share of entries an update leaves as they are, to bfloat16's eyes (`changed_entries`)."""
+    """Share of the entries an update leaves as they were, up to eta (`changed_entries`)."""
     return 1 - changed_entries(before_MN, after_MN, eta=eta).double().mean().item()
 
 
