@@ -12,7 +12,6 @@ import json
 import logging
 import random
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
-from rlvr_decode.training.config import RECIPES, Optim, Train, build, override
+from rlvr_decode.training.config import Optim, Train
 from rlvr_decode.training.metrics import MetricsLog
 from rlvr_decode.training.model import open_model, save_model
 from rlvr_decode.training.optim import adamw, set_lr
+from rlvr_decode.training.recipe import read_recipe
 from rlvr_decode.training.run import claim
 
 _IGNORED = -100
@@ -153,22 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        checkpoint = train_on_traces(load(arguments.recipe, arguments.overrides))
+        checkpoint = train_on_traces(read_recipe(SFT, "sft", arguments.recipe, arguments.overrides))
     except (ValueError, FloatingPointError) as error:
         print(f"rlvr-decode sft: {error}", file=sys.stderr)
         return 2
     print(checkpoint)
     return 0
-
-
-def load(recipe: str | Path, overrides: Sequence[str] = ()) -> SFT:
-    """Read a recipe (a TOML file, or the name of a bundled one) and apply `key=value` overrides."""
-    path = Path(recipe)
-    if path.suffix != ".toml":
-        path = RECIPES / f"{recipe}.toml"
-    if not path.is_file():
-        raise ValueError(f"recipe {str(recipe)!r}: no such file, nor {path.name} bundled")
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
-    for item in overrides:
-        override(values, item)
-    return build(SFT, values)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from rlvr_decode.training.config import RECIPES, Task, build, override
+from rlvr_decode.training.config import Task
 from rlvr_decode.training.soe.text import STEP
 
 CHOICES = ("orthogonal", "random", "none")
@@ -76,16 +73,3 @@ class SOE:
     layer: int = -1
     """Which hidden states are pooled; not known from the paper."""
     search: Search = field(default_factory=Search)
-
-
-def load(recipe: str | Path, overrides: Sequence[str] = ()) -> SOE:
-    """Read a recipe (a TOML file, or the name of a bundled one) and apply `key=value` overrides."""
-    path = Path(recipe)
-    if path.suffix != ".toml":
-        path = RECIPES / f"{recipe}.toml"
-    if not path.is_file():
-        raise ValueError(f"recipe {str(recipe)!r}: no such file, nor {path.name} bundled")
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
-    for item in overrides:
-        override(values, item)
-    return build(SOE, values)

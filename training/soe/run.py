@@ -18,8 +18,9 @@ from rlvr_decode.training.config import Train
 from rlvr_decode.training.data import make_task
 from rlvr_decode.training.metrics import MetricsLog
 from rlvr_decode.training.model import open_model
+from rlvr_decode.training.recipe import read_recipe
 from rlvr_decode.training.run import claim, draw_seed
-from rlvr_decode.training.soe.config import SOE, load
+from rlvr_decode.training.soe.config import SOE
 from rlvr_decode.training.soe.explore import Problem, explore
 from rlvr_decode.training.soe.generator import Generator, TransformersGenerator
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        traces = collect(load(arguments.recipe, arguments.overrides))
+        traces = collect(read_recipe(SOE, "soe", arguments.recipe, arguments.overrides))
     except ValueError as error:
         print(f"rlvr-decode soe: {error}", file=sys.stderr)
         return 2
