@@ -34,11 +34,12 @@ class AnchoredLinear(nn.Module):
         self.base = base
         self.scaling = scaling
         self.enabled = True
-        self.register_buffer("anchor_A", anchors.A_RN)
-        self.register_buffer("anchor_B", anchors.B_MR)
-        rows, (rank, _) = base.weight.shape[0], anchors.A_RN.shape
-        self.shift_A = nn.Parameter(torch.zeros_like(anchors.A_RN))
-        self.shift_B = nn.Parameter(anchors.A_RN.new_zeros(rows, rank))
+        A_RN, B_MR = anchors
+        # Contiguous, or safetensors would refuse a checkpoint of them.
+        self.register_buffer("anchor_A", A_RN.contiguous())
+        self.register_buffer("anchor_B", None if B_MR is None else B_MR.contiguous())
+        self.shift_A = nn.Parameter(A_RN.new_zeros(A_RN.shape))
+        self.shift_B = nn.Parameter(A_RN.new_zeros(base.out_features, A_RN.shape[0]))
 
     def update_factors(self) -> tuple[Tensor, Tensor]:
         """left, right with ΔW = scaling · left @ right, well conditioned however small ΔW is.

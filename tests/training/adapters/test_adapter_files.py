@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlvr_decode.lora import lora_tensors
@@ -193,6 +193,16 @@ def test_resume_goes_on_to_the_same_bits(make_model, logits, train, tmp_path, ki
         adapter.trainable_parameters(), resumed.trainable_parameters(), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trainer_can_checkpoint_the_parameters_as_they_are(make_model, tmp_path, kind) -> None:
+    model = make_model()
+    attach(model, ADAPTERS[kind](rank=4), seed=0)
+    state = {name: tensor for name, tensor in model.state_dict().items() if "lm_head" not in name}
+    save_file(state, tmp_path / "model.safetensors")
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
 def test_resume_refuses_another_adapter(make_model, tmp_path) -> None:
