@@ -30,9 +30,7 @@ class Correction(NamedTuple):
 def rollout_correction(inputs: LossInputs, *, mode: str, low: float, high: float) -> Correction:
     """ρ bounded to [low, high] by one of CORRECTIONS other than "none"."""
     level, bound = mode.split("_")
-    gap_BT = (inputs.old_logp_BT - inputs.require("rollout_logp_BT")).masked_fill(
-        ~inputs.mask_BT, 0.0
-    )
+    gap_BT = inputs.old_logp_BT - inputs.require("rollout_logp_BT")
     if level == "sequence":
         gap_BT = gap_BT.sum(-1, keepdim=True).expand_as(gap_BT)
     ratio_BT = gap_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

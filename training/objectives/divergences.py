@@ -30,28 +30,28 @@ def forward_kl(logp_B: Tensor, logw_B: Tensor, group_B: Tensor) -> Tensor:
 
 
 def reverse_kl(logp_B: Tensor, logw_B: Tensor, group_B: Tensor) -> Tensor:
-    return _through_softmax(logp_B - logw_B, logp_B, group_B)
+    return _centred(logp_B.exp() * (logp_B - logw_B), logp_B, group_B)
 
 
 def js(logp_B: Tensor, logw_B: Tensor, group_B: Tensor) -> Tensor:
     log_middle_B = torch.logaddexp(logp_B, logw_B) - math.log(2)
-    return _through_softmax((logp_B - log_middle_B) / 2, logp_B, group_B)
+    return _centred(logp_B.exp() * (logp_B - log_middle_B) / 2, logp_B, group_B)
 
 
 def hellinger(logp_B: Tensor, logw_B: Tensor, group_B: Tensor) -> Tensor:
-    return _through_softmax(-((logw_B - logp_B) / 2).exp() / 2, logp_B, group_B)
+    return _centred(-((logw_B + logp_B) / 2).exp() / 2, logp_B, group_B)
 
 
 def alpha_divergence(
     logp_B: Tensor, logw_B: Tensor, group_B: Tensor, *, alpha: float = 0.5
 ) -> Tensor:
-    return _through_softmax(-(alpha * (logw_B - logp_B)).exp() / alpha, logp_B, group_B)
+    mixed_B = (alpha * logw_B + (1 - alpha) * logp_B).exp()
+    return _centred(-mixed_B / alpha, logp_B, group_B)
 
 
-def _through_softmax(gradient_B: Tensor, logp_B: Tensor, group_B: Tensor) -> Tensor:
-    """From ∂D/∂P, up to a constant per list, to ∂D/∂s."""
-    p_B = logp_B.exp()
-    return p_B * (gradient_B - group_sum(p_B * gradient_B, group_B))
+def _centred(pull_B: Tensor, logp_B: Tensor, group_B: Tensor) -> Tensor:
+    """From P·∂D/∂P, with ∂D/∂P up to a constant per list, to ∂D/∂s."""
+    return pull_B - logp_B.exp() * group_sum(pull_B, group_B)
 
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

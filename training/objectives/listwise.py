@@ -100,7 +100,7 @@ class Projection:
     def _logits(self, logp_BT: Tensor, inputs: LossInputs) -> Tensor:
         if self.simplex_base == "ratio":
             logp_BT = logp_BT - inputs.old_logp_BT
-        total_B = logp_BT.masked_fill(~inputs.mask_BT, 0.0).sum(-1)
+        total_B = logp_BT.sum(-1)
         if self.logit_reduction == "mean":
             return total_B / inputs.mask_BT.sum(-1).clamp(min=1)
         if self.logit_reduction == "sum_over_const":

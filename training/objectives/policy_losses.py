@@ -124,9 +124,11 @@ def listwise(inputs: LossInputs, *, clip: float, clip_mode: str) -> Surrogate:
 
 
 def log_ratio(inputs: LossInputs) -> Tensor:
-    """log r per token, 0 where the mask is, bounded so that its exponential is finite."""
-    log_ratio_BT = (inputs.logp_BT - inputs.old_logp_BT).masked_fill(~inputs.mask_BT, 0.0)
-    return log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """log r per token, bounded so that its exponential is finite.
+
+    Both log-probs are 0 where the mask is (`batch.counted_only`), so their difference is too.
+    """
+    return (inputs.logp_BT - inputs.old_logp_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def response_mean(x_BT: Tensor, inputs: LossInputs) -> Tensor:

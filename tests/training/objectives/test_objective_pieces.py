@@ -240,3 +240,12 @@ def test_dppo_masks_outward_moves_only():
         assert (gradient == 0).tolist() == [[True, True, True], [False, True, False]]
         outputs = OBJECTIVES[name](anchor="old")(replace(x, rollout_logp_BT=None))
         assert outputs.metrics["clip_fraction"].item() == 0.5
+
+
+def test_dppo_caps_the_weight_of_tokens_that_came_back():
+    """A wrong token risen from 0.01 to 0.5 keeps its push down, with weight 20 instead of 50."""
+    anchor = torch.full((2, 3), 0.01, dtype=torch.float64).log()
+    p = torch.tensor([[0.01, 0.5, 0.5], [0.5, 0.01, 0.01]], dtype=torch.float64)
+    x = two_responses(logp_BT=p.log().requires_grad_(), old_logp_BT=anchor, rollout_logp_BT=anchor)
+    (gradient,) = torch.autograd.grad(OBJECTIVES["dppo_tv"]()(x).loss, x.logp_BT)
+    assert (gradient[1, 0] / gradient[1, 1]).item() == pytest.approx(20)
