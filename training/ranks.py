@@ -1,4 +1,4 @@
-"""The trajectory ranks of sampled responses: one teacher-forced forward without gradient.
+"""MRPO's reward for sampled responses: one teacher-forced forward without gradient.
 
 The hidden states exist for one part of the batch at a time, so memory is bounded by `rows`.
 
@@ -7,44 +7,83 @@ B responses, T response tokens, D hidden width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlvr_decode.training.mrpo import mrpo_rewards
 from rlvr_decode.training.padding import positions
 from rlvr_decode.training.rollout import Rollouts
 from rlvr_decode.training.spectral import trajectory_rank
 
 
-def response_ranks(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankReward:
+    """What a right answer earns for the spread of its hidden states (arXiv 2602.02545).
+
+    alpha and window are the paper's; layer, stride, norm, power and centring are not known from it.
+    """
+
+    alpha: float = 0.5
+    """A right answer earns from 1 to 1 + alpha; 0 only measures."""
+    norm: str = "bound"
+    """How a rank becomes a number from 0 to 1: bound, group or batch (`mrpo.normalised_rank`)."""
+    layer: int = -1
+    """As `output_hidden_states` counts; −1 is the last, after the final norm."""
+    window: int = 64
+    stride: int = 32
+    power: int = 1
+    center: bool = True
+    rows: int = 64
+    """Responses per forward."""
+
+
+class RankedRewards(NamedTuple):
+    """Shaped rewards, and the trajectory ranks they come from."""
+
+    rewards_B: Tensor
+    rank_B: Tensor
+
+
+def ranked_rewards(
     model: PreTrainedModel,
     rollouts: Rollouts,
-    *,
-    layer: int = -1,
-    window: int = 64,
-    stride: int = 32,
-    power: int = 1,
-    center: bool = True,
-    rows: int = 64,
-) -> Tensor:
-    """The least effective rank over windows of each response's hidden states, rank_B.
+    correct_B: Tensor,
+    group_B: Tensor,
+    settings: RankReward,
+) -> RankedRewards:
+    """1[correct] · (1 + alpha · NormRank) for every response; what is left of `judge` for MRPO."""
+    rank_B = response_ranks(model, rollouts, settings)
+    rewards_B = mrpo_rewards(
+        correct_B,
+        rank_B,
+        rollouts.mask_BT.sum(1),
+        group_B,
+        alpha=settings.alpha,
+        norm=settings.norm,
+        window=settings.window,
+        center=settings.center,
+    )
+    return RankedRewards(rewards_B, rank_B)
 
-    `layer` counts as `output_hidden_states` does; −1 is the last, after the final norm. Which one
-    MRPO reads is not known. The other settings are those of `trajectory_rank`.
-    """
+
+def response_ranks(model: PreTrainedModel, rollouts: Rollouts, settings: RankReward) -> Tensor:
+    """The least effective rank over windows of each response's hidden states, rank_B, float64."""
     parts = []
-    for rows_b in torch.split(torch.arange(len(rollouts.texts)), rows):
+    for rows_b in torch.split(torch.arange(len(rollouts.texts)), settings.rows):
         part = rollouts.select(rows_b)
-        parts.append(
-            trajectory_rank(
-                response_hidden(model, part, layer=layer),
-                part.mask_BT,
-                window=window,
-                stride=stride,
-                power=power,
-                center=center,
-            )
+        rank_b = trajectory_rank(
+            response_hidden(model, part, layer=settings.layer),
+            part.mask_BT,
+            window=settings.window,
+            stride=settings.stride,
+            power=settings.power,
+            center=settings.center,
         )
+        parts.append(rank_b)
     return torch.cat(parts)
 
 

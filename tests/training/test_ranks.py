@@ -3,7 +3,7 @@
 import torch
 
 from rlvr_decode.training.model import open_model
-from rlvr_decode.training.ranks import response_hidden, response_ranks
+from rlvr_decode.training.ranks import RankReward, ranked_rewards, response_hidden, response_ranks
 from rlvr_decode.training.rollout import TransformersRollout
 from rlvr_decode.training.spectral import effective_rank
 
@@ -33,10 +33,23 @@ def test_the_hidden_states_are_those_of_the_response(micro_base) -> None:
 
 def test_ranks_do_not_depend_on_the_parts(micro_base) -> None:
     model, rollouts = sampled(micro_base)
-    whole_B = response_ranks(model, rollouts, window=8, stride=4)
-    parts_B = response_ranks(model, rollouts, window=8, stride=4, rows=5)
+    whole_B = response_ranks(model, rollouts, RankReward(window=8, stride=4))
+    parts_B = response_ranks(model, rollouts, RankReward(window=8, stride=4, rows=5))
     torch.testing.assert_close(parts_B, whole_B, rtol=1e-4, atol=1e-4)
     hidden_TD = response_hidden(model, rollouts)[3][rollouts.mask_BT[3]]
     starts = range(0, max(1, len(hidden_TD) - 7), 4)
     least = min(float(effective_rank(hidden_TD[start : start + 8])) for start in starts)
     torch.testing.assert_close(float(whole_B[3]), least, rtol=1e-4, atol=1e-4)
+
+
+def test_right_answers_earn_more_for_a_higher_rank(micro_base) -> None:
+    model, rollouts = sampled(micro_base)
+    correct_B = torch.arange(12) % 3 == 0
+    group_B = torch.arange(12) // 6
+    settings = RankReward(alpha=0.4, window=8, stride=4, norm="batch")
+    rewards_B, rank_B = ranked_rewards(model, rollouts, correct_B, group_B, settings)
+    assert rewards_B[~correct_B].tolist() == [0.0] * 8
+    right_B, ranks_B = rewards_B[correct_B], rank_B[correct_B]
+    share_B = (ranks_B - ranks_B.min()) / (ranks_B.max() - ranks_B.min())
+    torch.testing.assert_close(right_B, (1 + 0.4 * share_B).float())
+    assert len(set(right_B.tolist())) > 1
