@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlvr_decode.training.objectives import OBJECTIVES, LossInputs
+from rlvr_decode.training.objectives.trust_regions import covariance
 
 Definition = Callable[[LossInputs], Tensor]
 Rows = list[list[int]]
@@ -409,12 +410,12 @@ def test_every_preset_is_tested():
 def test_clip_cov_drops_only_tokens_of_the_band(make_inputs):
     x = make_inputs(drift=0.4)
     a = normalised(x)
-    band = {(i, t) for c, i, t in covariances(x, a) if 0.1 < c < 5}
+    band = {(i, t) for c, i, t in covariances(x, a) if 0.1 < c < 0.6}
     torch.manual_seed(3)
-    objective = OBJECTIVES["clip_cov"](fraction=0.1, low=0.1)
+    objective = OBJECTIVES["clip_cov"](fraction=0.2, low=0.1, high=0.6)
     batch = objective.prepare(x)
     dropped = {tuple(at) for at in batch.selected_BT.nonzero().tolist()}
-    assert dropped <= band and len(dropped) == int(0.1 * 36)
+    assert dropped <= band and len(dropped) == int(0.2 * 36) < len(band)
 
     def loss(i: int, t: int) -> Tensor:
         return clip(ratio(x, i, t), a[i], 1.0, 1.0) * ((i, t) not in dropped)
@@ -422,6 +423,14 @@ def test_clip_cov_drops_only_tokens_of_the_band(make_inputs):
     outputs, expected = objective(batch), over_tokens(x, loss)
     assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient(outputs.loss, x), gradient(expected, x))
+
+
+def test_covariance_is_of_centred_numbers(make_inputs):
+    x = make_inputs(drift=0.4)
+    batch = OBJECTIVES["kl_cov"]().prepare(x)
+    found = covariance(batch)
+    for value, i, t in covariances(x, normalised(x)):
+        assert found[i, t].item() == pytest.approx(value, rel=1e-9, abs=1e-12)
 
 
 def test_reinforce_pp_takes_kl_out_of_the_reward(make_inputs):
