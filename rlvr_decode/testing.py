@@ -30,7 +30,8 @@ def make_checkpoints(
     base = _random_model(architecture, tied=tied, vocab=base_vocab, **config)
     rlvr = _random_model(architecture, tied=tied, vocab=VOCAB, **config)
     weights = {
-        name: weight[: rlvr.state_dict()[name].shape[0]] for name, weight in base.state_dict().items()
+        name: weight[: rlvr.state_dict()[name].shape[0]]
+        for name, weight in base.state_dict().items()
     }
     moved = {
         name: weight + update * torch.randn_like(weight) if weight.dim() == 2 else weight
@@ -70,9 +71,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _random_model(
-    architecture: str, *, tied: bool, vocab: int, **config: Any
-) -> PreTrainedModel:
+def _random_model(architecture: str, *, tied: bool, vocab: int, **config: Any) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shape: dict[str, Any] = {

@@ -5,8 +5,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 V2_BACKEND = Path(__file__).parent / "engine" / "v2_backend"
 
 

@@ -16,7 +16,9 @@ EXACT_DRAFTERS = ("ngram", "draft_model")
 def refuse_unsupported(vllm_config: VllmConfig) -> None:
     """Raise ValueError listing every engine feature under which the pair would not be exact."""
     if reasons := list(_reasons(vllm_config)):
-        raise ValueError("this engine cannot serve a pair:\n" + "\n".join(f"- {r}" for r in reasons))
+        raise ValueError(
+            "this engine cannot serve a pair:\n" + "\n".join(f"- {r}" for r in reasons)
+        )
 
 
 def _reasons(config: VllmConfig) -> list[str]:

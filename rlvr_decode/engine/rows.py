@@ -93,7 +93,9 @@ class Step:
     def take(self, num_rows: int, device: torch.device) -> Rows | None:
         """The armed rows; None when the logits are those of a prompt, which rlvr alone scores."""
         if not self._started:
-            return Rows(torch.ones(num_rows, device=device), torch.ones(num_rows, device=device), True)
+            return Rows(
+                torch.ones(num_rows, device=device), torch.ones(num_rows, device=device), True
+            )
         rows, self._rows = self._rows, None
         if rows is None:
             if self._prompt_logprobs:

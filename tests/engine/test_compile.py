@@ -1,4 +1,4 @@
-"""Under torch.compile the two sub-models must not share compiled code: it is bound to a KV cache."""
+"""Under torch.compile the sub-models must not share code: it is bound to one KV cache."""
 
 import copy
 

@@ -4,7 +4,7 @@ import pytest
 
 
 def start_error(start, pair, **arguments):
-    with pytest.raises(Exception) as caught:  # noqa: PT011  vLLM wraps some in its own types
+    with pytest.raises(Exception) as caught:  # vLLM wraps some in types of its own
         start(pair, **arguments)
     return str(caught.value)
 
