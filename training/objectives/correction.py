@@ -15,7 +15,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rlvr_decode.training.objectives.inputs import LossInputs
-from rlvr_decode.training.objectives.kl import MAX_LOG_RATIO
 
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
@@ -33,7 +32,7 @@ def rollout_correction(inputs: LossInputs, *, mode: str, low: float, high: float
     gap_BT = inputs.old_logp_BT - inputs.require("rollout_logp_BT")
     if level == "sequence":
         gap_BT = gap_BT.sum(-1, keepdim=True).expand_as(gap_BT)
-    ratio_BT = gap_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio_BT = gap_BT.exp()
     outside_BT = (ratio_BT < low) | (ratio_BT > high)
     if bound == "truncate":
         return Correction(ratio_BT.clamp(low, high), outside_BT)

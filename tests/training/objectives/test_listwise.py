@@ -223,6 +223,12 @@ def test_equal_rewards_push_nothing_on_policy_and_pull_back_later(temperature, r
     assert flat(away).metrics["zero_variance"].item() == 1.0
 
 
+def test_mu_of_negative_rewards_prefers_nothing():
+    """A length penalty can turn μ_G negative, and R/μ_G would prefer the worst."""
+    target = OBJECTIVES["lpo_fwd"](temperature="mu").prepare(one_list([-1, -3], [0, 0])).target_B
+    assert target.tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("s", [0.0, 0.7])
 def test_two_responses_are_soft_label_dpo(s):
     x = one_list([1.0, 0.0], [s, 0.0])
