@@ -35,20 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
         pair = train(config)
+        if arguments.install is not None:
+            install(pair, arguments.install)
+            pair = arguments.install / pair.name
     except (ValueError, FloatingPointError) as error:
         print(f"rlvr-decode train: {error}", file=sys.stderr)
         return 2
-    if arguments.install is not None:
-        install(pair, arguments.install)
-        pair = arguments.install / pair.name
     print(pair)
     return 0
 
 
 def install(pair: Path, target: Path) -> None:
-    """Copy a finished run's pair, and nothing else of the run, to `target`."""
+    """Copy a finished run's pair, and nothing else of the run, to `target`.
+
+    A pair that is there already is replaced; anything else is not.
+    """
+    halves = ("base", "rlvr")
+    if target.exists() and {path.name for path in target.iterdir()} - {pair.name, *halves}:
+        raise ValueError(f"--install {target}: holds more than a pair; name a new directory")
     with appearing_whole(target) as scratch:
         shutil.copy2(pair, scratch)
-        for half in ("base", "rlvr"):
+        for half in halves:
             if (pair.parent / half).is_dir():
                 shutil.copytree(pair.parent / half, scratch / half)

@@ -247,7 +247,13 @@ def make_objective(config: Train) -> Objective:
     if config.objective.name not in OBJECTIVES:
         known = ", ".join(OBJECTIVES)
         raise ValueError(f"objective.name={config.objective.name!r}: unknown; known: {known}")
-    return OBJECTIVES[config.objective.name](**config.objective.options)
+    objective = OBJECTIVES[config.objective.name](**config.objective.options)
+    if objective.dynamic_sampling:
+        raise ValueError(
+            f"objective {config.objective.name}: this trainer does not replace groups of equal "
+            "rewards; set objective.options.dynamic_sampling=false"
+        )
+    return objective
 
 
 def is_due(step: int, every: int) -> bool:
