@@ -90,6 +90,7 @@ def window_ranks(
     lengths = mask_BT.bool().sum(1).tolist()
     if 0 in lengths:
         raise ValueError(f"response {lengths.index(0)} has no tokens: drop it before ranking")
+    window = min(window, max(lengths))  # a longer one is never filled
     counts = [max(1, (length - window) // stride + 1) for length in lengths]
     ranks_BW = hidden_BTD.new_full((len(counts), max(counts)), torch.nan, dtype=torch.float64)
     per_chunk = max(1, _GRAM_ELEMENTS // window**2)
