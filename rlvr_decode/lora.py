@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -109,6 +109,30 @@ def read_lora_config(directory: Path) -> dict[str, Any] | None:
     if beyond := [key for key in _NOT_PLAIN if config.get(key)]:
         raise ValueError(f"{path}: {', '.join(beyond)}: only plain LoRA is read; merge it first")
     return config
+
+
+def read_factors(directory: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Every layer's update as two factors in float32, the scaling folded into the left one.
+
+    The inverse of `write_lora` with a scaling of 1. Raises ValueError for a directory that is no
+    plain LoRA, or in which a layer has one factor only.
+    """
+    directory = Path(directory)
+    config = read_lora_config(directory)
+    if config is None:
+        raise ValueError(f"{directory}: no {CONFIG_FILE}; it holds no adapter")
+    tensors = load_file(directory / WEIGHTS_FILE)
+    layers = {key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in tensors}
+    factors = {}
+    for layer in sorted(layers):
+        A_key, B_key = lora_keys(layer)
+        if {A_key, B_key} - tensors.keys():
+            raise ValueError(f"{directory}: {layer} has not both of {A_key} and {B_key}")
+        right_RN, left_MR = tensors.pop(A_key).float(), tensors.pop(B_key).float()
+        factors[layer] = (lora_scaling(config, layer, len(right_RN)) * left_MR, right_RN)
+    if tensors:
+        raise ValueError(f"{directory}: not plain LoRA, it also holds {sorted(tensors)}")
+    return factors
 
 
 def lora_scaling(config: Mapping[str, Any], layer: str, rank: int) -> float:

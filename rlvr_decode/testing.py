@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 # Not a multiple of 64: vLLM pads the vocabulary, and the padding must never be sampled.
 VOCAB = 509
-ARCHITECTURES = ("qwen3", "qwen2", "llama")
 
 
 def make_checkpoints(
@@ -47,15 +46,42 @@ def make_checkpoints(
     return paths
 
 
+def make_adapter(
+    directory: Path, base: Path, *, rank: int = 4, scale: float = 0.1, seed: int = 1
+) -> tuple[Path, Path]:
+    """A random LoRA of every linear layer and the checkpoint it makes of base, as two paths."""
+    from transformers import AutoModelForCausalLM
+
+    from rlvr_decode.lora import write_lora
+    from rlvr_decode.matrices import LINEAR_LAYERS
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    factors = {}
+    for name, layer in model.named_modules():
+        if name.rpartition(".")[2] in LINEAR_LAYERS:
+            out, into = layer.weight.shape
+            factors[name] = (scale * torch.randn(out, rank), scale * torch.randn(rank, into))
+            with torch.no_grad():
+                layer.weight += 2 * factors[name][0] @ factors[name][1]
+    adapter = write_lora(directory / "adapter", factors, scaling=2.0, dtype=torch.float32)
+    model.save_pretrained(directory / "merged")
+    byte_tokenizer().save_pretrained(directory / "merged")
+    return adapter, directory / "merged"
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: `<pad> <bos> <eos>`, the 256 bytes, then words that
-    text never becomes but every id of the model has a text."""
+    """A byte-level tokenizer without merges: `<pad> <bos> <eos>`, the 256 bytes, then words.
+
+    Text never becomes words, but the ids that a random model samples have a text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<pad>", "<bos>", "<eos>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [f"w{i}" for i in range(len(specials + alphabet), VOCAB)]
+    # A few ids stay free: some architectures' tokenizer classes add a special token of their own.
+    words = [f"w{i}" for i in range(len(specials + alphabet), VOCAB - 4)]
     vocab = {token: i for i, token in enumerate(specials + alphabet + words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -27,17 +27,12 @@ def engine_args(pair: Pair, **overrides: Any) -> dict[str, Any]:
     """
     if taken := sorted(OWNED & overrides.keys()):
         raise ValueError(f"{', '.join(taken)}: set by the pair, leave out; serve another pair")
-    base, rlvr = pair.base.fetch(), pair.rlvr.fetch()
-    config = _config(rlvr)
+    model, overrides_of_config = _models(pair)
+    config = _config(model)
     return {
-        "model": str(rlvr),
+        "model": str(model),
         "logits_processors": [PROCESSOR],
-        "hf_overrides": {
-            "architectures": ["PairedForCausalLM"],
-            "rlvr_architectures": config["architectures"],
-            "rlvr_base_model": str(base),
-            "rlvr_base_vocab_size": _config(base)["vocab_size"],
-        },
+        "hf_overrides": {"rlvr_architectures": config["architectures"], **overrides_of_config},
         "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
         # Either model may have been taught another end of sequence. (vLLM takes sampling
         # defaults from `override_generation_config`, but no stops.)
@@ -46,6 +41,18 @@ def engine_args(pair: Pair, **overrides: Any) -> dict[str, Any]:
         "load_format": "safetensors",
         **_cpu_defaults(overrides),
         **overrides,
+    }
+
+
+def _models(pair: Pair) -> tuple[Path, dict[str, Any]]:
+    """The engine's own model, and how its config tells `PairModel` of the other one."""
+    base, rlvr = pair.base.fetch(), pair.rlvr.fetch()
+    if pair.rlvr.kind == "adapter":
+        return base, {"architectures": ["AdapterPairForCausalLM"], "rlvr_adapter": str(rlvr)}
+    return rlvr, {
+        "architectures": ["PairedForCausalLM"],
+        "rlvr_base_model": str(base),
+        "rlvr_base_vocab_size": _config(base)["vocab_size"],
     }
 
 

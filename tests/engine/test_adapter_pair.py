@@ -1,0 +1,108 @@
+"""Adapter pairs: base weights once, both models on stacked tokens, exact like two checkpoints."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from rlvr_decode import Extrapolation
+from rlvr_decode.pair import write_pair
+from rlvr_decode.testing import make_adapter, make_checkpoints
+
+STRENGTHS = [-1, -0.5, 0, 0.25, 0.5, 1, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def make_adapter_pair(tmp_path_factory):
+    def make(**options):
+        directory = tmp_path_factory.mktemp("adapter")
+        base, _ = make_checkpoints(directory, **options)
+        adapter, merged = make_adapter(directory, base)
+        pair = write_pair(directory, name="adapter", base=base, rlvr=adapter)
+        models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (base, merged)]
+        return pair, models
+
+    return make
+
+
+@torch.no_grad()
+def exact_logprobs(models, prompt, response, strength):
+    tokens = torch.tensor([list(prompt) + list(response)])
+    log_base, log_rlvr = (model(tokens).logits[0].double().log_softmax(-1) for model in models)
+    mixed = (1 + strength) * log_rlvr - strength * log_base
+    return mixed.log_softmax(-1)[len(prompt) - 1 : -1]
+
+
+def check_answers(engine, models, prompts):
+    from vllm import TokensPrompt
+
+    strengths = [STRENGTHS[i % len(STRENGTHS)] for i in range(len(prompts))]
+    params = [
+        Extrapolation(strength=strength).sampling_params(
+            temperature=0, max_tokens=6, ignore_eos=True, logprobs=3
+        )
+        for strength in strengths
+    ]
+    inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+    answers = engine.generate(inputs, params, use_tqdm=False)
+    for prompt, strength, answer in zip(prompts, strengths, answers, strict=True):
+        (output,) = answer.outputs
+        rows = exact_logprobs(models, prompt, output.token_ids, strength)
+        assert rows.argmax(-1).tolist() == list(output.token_ids)
+        for row, logprobs in zip(rows, output.logprobs, strict=True):
+            for token, logprob in logprobs.items():
+                assert abs(logprob.logprob - row[token].item()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "architecture, tied", [("qwen3", False), ("qwen2", True), ("llama", False), ("mistral", False)]
+)
+def test_no_greedy_token_differs(start, make_adapter_pair, prompts, architecture, tied):
+    pair, models = make_adapter_pair(architecture=architecture, tied=tied)
+    engine = start(pair, max_num_batched_tokens=64, enable_chunked_prefill=True)
+    for _ in range(2):  # the second time from the prefix cache
+        check_answers(engine, models, prompts(32))
+
+
+def test_compiled_engine_is_exact(start, make_adapter_pair, prompts):
+    pair, models = make_adapter_pair(tied=True)
+    check_answers(start(pair, enforce_eager=False, max_num_seqs=8), models, prompts(8, seed=11))
+
+
+def test_two_ranks_are_exact(make_adapter_pair, prompts, child_engine):
+    pair, models = make_adapter_pair(tied=False)
+    asked = prompts(8, seed=13)
+    answers = child_engine(
+        pair,
+        asked,
+        STRENGTHS,
+        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        tensor_parallel_size=2,
+    )
+    for prompt, strength, tokens in zip(asked, STRENGTHS, answers["tokens"], strict=True):
+        rows = exact_logprobs(models, prompt, tokens, strength)
+        assert rows.argmax(-1).tolist() == tokens
+
+
+def test_weights_are_those_of_one_model(start, make_adapter_pair):
+    pair, (base, _) = make_adapter_pair(tied=False)
+    adapter = load_file(pair.rlvr.fetch() / "adapter_model.safetensors")
+    engine = start(pair, dtype="float32")
+
+    def count(model):
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    # vLLM's CPU kernels pack some weights away from the parameters, so this is an upper bound.
+    (held,) = engine.apply_model(count)
+    plain = sum(parameter.numel() for parameter in base.parameters())
+    padding = 2 * (512 - 509) * 64  # vLLM pads the vocabulary of embedding and head
+    assert held <= plain + sum(tensor.numel() for tensor in adapter.values()) + padding
+
+
+def test_an_adapter_for_other_layers_is_refused(start, make_adapter_pair):
+    pair, _ = make_adapter_pair(tied=False, seed=2)
+    path = pair.rlvr.fetch() / "adapter_model.safetensors"
+    renamed = {name.replace("layers.2.", "layers.9."): t for name, t in load_file(path).items()}
+    save_file(renamed, path)
+    with pytest.raises(ValueError, match="layers that the base has not.*layers.9"):
+        start(pair)
