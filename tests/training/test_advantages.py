@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlvr_decode.training import advantages
+from rlvr_decode.training.groups import group_mean, group_std
 
 ONE = torch.zeros(4, dtype=torch.int64)
 
@@ -153,8 +154,10 @@ def test_graded_rewards_are_made_binary_first():
 
 
 def test_equal_rewards_give_exact_zeros_in_float32():
-    """Three times 0.1 has a mean that is not 0.1 in floating point."""
-    rewards, group = torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int64)
+    """Seven times 0.1 has a mean that is not 0.1 in floating point."""
+    rewards, group = torch.full((7,), 0.1), torch.zeros(7, dtype=torch.int64)
+    assert rewards[0] != group_mean(rewards, group)[0]
+    assert group_std(rewards, group, ddof=0).tolist() == [0.0] * 7
     for estimator in (
         advantages.group_normalised,
         advantages.group_centred,
@@ -162,7 +165,7 @@ def test_equal_rewards_give_exact_zeros_in_float32():
         advantages.maxrl,
         advantages.informative_share,
     ):
-        assert estimator(rewards, group).tolist() == [0.0] * 3
+        assert estimator(rewards, group).tolist() == [0.0] * 7
 
 
 def test_what_cannot_be_compared_is_an_error():
