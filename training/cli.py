@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,9 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(arguments.recipe, arguments.overrides)
         # Imported late, so that a misspelt recipe is told at once.
+        from transformers.utils import logging
+
         from rlvr_decode.training.trainer import train
 
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        # Its bars for loading 3 MB would come between ours.
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         pair = train(config)
         if arguments.install is not None:
             install(pair, arguments.install)

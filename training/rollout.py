@@ -86,6 +86,13 @@ class TransformersRollout:
             device,
         )
 
+        room = self.model.config.max_position_embeddings - prompt_BP.shape[1]
+        if max_new_tokens > room:
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens}: the longest prompt, "
+                f"{prompt_BP.shape[1]} tokens, leaves the model room for {room}"
+            )
+
         generator = torch.Generator(device).manual_seed(seed)
         stop = _stop_ids(self.model).to(device)
         shape = (len(prompt_BP), max_new_tokens)

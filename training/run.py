@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import random
 import subprocess
@@ -25,7 +26,9 @@ def claim(config: Train) -> Path:
     file = directory / "config.json"
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     if not file.exists():
-        file.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+        scratch = file.with_suffix(".tmp")
+        scratch.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+        os.replace(scratch, file)
         return directory
     theirs, ours = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(mine)
     if changed := sorted(k for k in theirs | ours if theirs.get(k) != ours.get(k)):

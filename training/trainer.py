@@ -56,8 +56,9 @@ def train(config: Train) -> Path:
     if (run / FILE).exists():
         return run / FILE
     task = make_task(config.task.name, config.task.options)
+    objective = make_objective(config)
     base = find_base(config, task, run)
-    trainer = Trainer(config, task, base)
+    trainer = Trainer(config, task, objective, base)
 
     checkpoints = Checkpoints(directory=run / "checkpoints", keep=config.checkpoint.keep)
     log = MetricsLog(run / "metrics.jsonl")
@@ -112,13 +113,13 @@ def find_base(config: Train, task: Task, run: Path) -> str | Path:
 class Trainer:
     """The policy, what it is measured against, and one step of learning."""
 
-    def __init__(self, config: Train, task: Task, base: str | Path) -> None:
+    def __init__(self, config: Train, task: Task, objective: Objective, base: str | Path) -> None:
         self.config = config
         self.task = task
-        self.objective = make_objective(config)
+        self.objective = objective
         self.policy, self.tokenizer = open_model(base)
         self.reference = None
-        if config.kl_to_base or "ref_logp_BT" in self.objective.needs:
+        if config.kl_to_base or "ref_logp_BT" in objective.needs:
             self.reference = open_model(base)[0].requires_grad_(False)
         self.engine: RolloutEngine = TransformersRollout(
             model=self.policy, tokenizer=self.tokenizer
@@ -208,7 +209,7 @@ class Trainer:
             if "entropy_BT" in self.objective.needs:
                 micro = replace(micro, entropy_BT=entropy_BT)
             loss, metrics = self.objective(replace(micro, logp_BT=logp_BT))
-            loss.backward()
+            torch.autograd.backward(loss)
             parts.append(metrics)
         grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
         if not torch.isfinite(grad_norm):

@@ -109,3 +109,10 @@ def test_a_model_that_never_stops_is_refused(engine):
     engine.model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="has no eos_token_id"):
         sample(engine)
+
+
+def test_more_tokens_than_positions_are_refused(engine):
+    with pytest.raises(
+        ValueError, match="longest prompt, 32 tokens, leaves the model room for 224"
+    ):
+        sample(engine, tokens=225)

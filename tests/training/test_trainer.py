@@ -20,7 +20,7 @@ from rlvr_decode.training.config import Checkpoint, Evaluation, Objective, Optim
 from rlvr_decode.training.data import make_task
 from rlvr_decode.training.logprobs import response_logprobs
 from rlvr_decode.training.objectives import OBJECTIVES, LossOutputs
-from rlvr_decode.training.trainer import Trainer, train
+from rlvr_decode.training.trainer import Trainer, make_objective, train
 
 TIMINGS = ("tokens_per_second",)
 
@@ -62,10 +62,14 @@ def test_a_learning_rate_of_zero_leaves_everything_unchanged(micro, micro_base):
         assert abs(line["ratio_max"] - 1) < 1e-5
 
 
+def make_trainer(config):
+    return Trainer(config, make_task(config.task.name, {}), make_objective(config), config.base)
+
+
 def one_update(config, prompts_step=1):
     """The policy's weights before and after one step of plain gradient descent with rate 1."""
     config = replace(config, optim=replace(config.optim, lr=1.0, max_grad_norm=1e9))
-    trainer = Trainer(config, make_task(config.task.name, {}), config.base)
+    trainer = make_trainer(config)
     trainer.optimizer = torch.optim.SGD(trainer.policy.parameters(), lr=1.0)
     before = [p.detach().clone() for p in trainer.policy.parameters()]
     metrics = trainer.step(prompts_step)
@@ -175,7 +179,7 @@ def test_a_policy_that_explodes_is_reported_at_once(micro):
 
 def test_a_policy_of_nan_is_reported_before_it_is_judged(micro):
     config = micro()
-    trainer = Trainer(config, make_task("digits", {}), config.base)
+    trainer = make_trainer(config)
     next(trainer.policy.parameters()).data[0] = float("nan")
     with pytest.raises(FloatingPointError, match="step 1: the policy gives no numbers"):
         trainer.step(1)
@@ -192,7 +196,7 @@ def test_a_gradient_that_is_not_a_number_updates_nothing(micro, monkeypatch):
 
     monkeypatch.setitem(trainer_module.OBJECTIVES, "broken", lambda: Broken())
     config = micro(objective=Objective(name="broken"))
-    trainer = Trainer(config, make_task("digits", {}), config.base)
+    trainer = make_trainer(config)
     before = [p.detach().clone() for p in trainer.policy.parameters()]
     with pytest.raises(FloatingPointError, match="step 1: the gradient's norm is nan"):
         trainer.step(1)
