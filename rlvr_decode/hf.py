@@ -105,7 +105,8 @@ def generate(
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     processor = ExtrapolationLogitsProcessor(base, extrapolation, attention_mask=attention_mask)
-    return rlvr.generate(
+    # transformers types `generate` for a mixin that its own models do not declare.
+    return rlvr.generate(  # type: ignore[operator]
         input_ids,
         attention_mask=attention_mask,
         logits_processor=LogitsProcessorList([processor, *options.pop("logits_processor", [])]),

@@ -87,7 +87,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
     fast.chat_template = (
@@ -117,7 +117,7 @@ def _random_model(architecture: str, *, tied: bool, vocab: int, **config: Any) -
     if architecture == "qwen2":
         shape["num_attention_heads"] = 2  # its heads always divide the hidden size
         del shape["head_dim"]
-    model = AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
         AutoConfig.for_model(architecture, **(shape | config)), dtype=torch.float32
     )
     for name, weight in model.named_parameters():

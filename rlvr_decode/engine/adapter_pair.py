@@ -17,7 +17,7 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model
 
-from rlvr_decode.engine.pair_model import PairModel
+from rlvr_decode.engine.pair_model import InnerModel, PairModel
 from rlvr_decode.engine.stacked import stack_layers
 from rlvr_decode.lora import read_factors
 
@@ -53,6 +53,8 @@ class StackedBody(nn.Module):
 class AdapterPairForCausalLM(PairModel):
     """The engine's model is base; the config's `rlvr_adapter` is the directory of its update."""
 
+    model: InnerModel
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config)
         config = copy.deepcopy(vllm_config.model_config.hf_config)
@@ -63,11 +65,12 @@ class AdapterPairForCausalLM(PairModel):
             )
         # The compiled code is not that of the plain model, whose config is otherwise the same.
         config.rlvr_role = "stacked"
-        self.model = init_vllm_registered_model(
+        model = init_vllm_registered_model(
             vllm_config, prefix=prefix, hf_config=config, architectures=config.rlvr_architectures
         )
-        stack_layers(self.model, read_factors(config.rlvr_adapter), vllm_config)
-        self.body = StackedBody(vllm_config=vllm_config, body=cast(nn.Module, self.model.model))
+        stack_layers(model, read_factors(config.rlvr_adapter), vllm_config)
+        self.model = cast(InnerModel, model)
+        self.body = StackedBody(vllm_config=vllm_config, body=model.get_submodule("model"))
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         return self.model.embed_input_ids(input_ids)

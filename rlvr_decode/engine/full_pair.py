@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.compilation.backends import set_model_tag
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model
 
-from rlvr_decode.engine.pair_model import PairModel
+from rlvr_decode.engine.pair_model import InnerModel, PairModel
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 class PairedForCausalLM(PairModel):
     """The engine's model is rlvr; the config's `rlvr_…` keys say its class and where base lies."""
+
+    rlvr: InnerModel
+    base: InnerModel
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config)
@@ -61,7 +64,7 @@ class PairedForCausalLM(PairModel):
         # Both heads run on every rank, gathering or not: the gather is a collective.
         rlvr_NV = self.rlvr.compute_logits(rlvr_NH)
         base_NV = self.base.compute_logits(base_NH)
-        return None if rlvr_NV is None else (rlvr_NV, base_NV)
+        return None if rlvr_NV is None or base_NV is None else (rlvr_NV, base_NV)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Rlvr's weights come first and bare, base's after them and prefixed."""
@@ -69,16 +72,14 @@ class PairedForCausalLM(PairModel):
         return AutoWeightsLoader(self).load_weights(named)
 
 
-def _build(vllm_config: VllmConfig, role: str, vocab_size: int) -> nn.Module:
+def _build(vllm_config: VllmConfig, role: str, vocab_size: int) -> InnerModel:
     """One sub-model, its layers named after its role."""
     config = copy.deepcopy(vllm_config.model_config.hf_config)
     config.vocab_size = vocab_size
     # vLLM's compile cache is keyed by the config alone; without the role, the second model would
     # load the first one's compiled code, which is bound to the first one's KV cache.
     config.rlvr_role = role
-    return init_vllm_registered_model(
-        vllm_config,
-        prefix=role,
-        hf_config=config,
-        architectures=config.rlvr_architectures,
+    model = init_vllm_registered_model(
+        vllm_config, prefix=role, hf_config=config, architectures=config.rlvr_architectures
     )
+    return cast(InnerModel, model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from rlvr_decode.engine.rows import SettingsTable
+from rlvr_decode.engine.rows import SettingsTable, step_of
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
@@ -23,6 +23,7 @@ class PairedModelState(DefaultModelState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._table = SettingsTable(self.max_num_reqs, self.device)
+        self._step = step_of(self.vllm_config)
         self._serving = False
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -36,7 +37,7 @@ class PairedModelState(DefaultModelState):
         if self._serving:
             slots = input_batch.idx_mapping_np
             rows_per_request = np.diff(input_batch.cu_num_logits_np)
-            self.model.step.arm(
+            self._step.arm(
                 self._table.rows(np.repeat(slots, rows_per_request)),
                 prompt_logprobs=self._table.any_prompt_logprobs(slots),
             )

@@ -6,18 +6,28 @@ Legend: N tokens or rows, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
 from rlvr_decode import ops
 from rlvr_decode.engine.refusals import refuse_unsupported
-from rlvr_decode.engine.rows import step_of
+from rlvr_decode.engine.rows import Step, step_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from rlvr_decode.engine.model_state import PairedModelState
+
+
+class InnerModel(Protocol):
+    """What a pair asks of vLLM's own models, which vLLM types as any module."""
+
+    def __call__(self, input_ids: Tensor, positions: Tensor) -> Tensor: ...
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor: ...
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None: ...
 
 
 class PairModel(nn.Module):
@@ -31,6 +41,8 @@ class PairModel(nn.Module):
 
     # Only safetensors are read.
     fall_back_to_pt_during_load = False
+
+    step: Step
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         super().__init__()

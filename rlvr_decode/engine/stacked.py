@@ -7,8 +7,7 @@ Legend: N tokens, I and O inputs and outputs of a layer on this rank, R summed r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +67,7 @@ class DeltaLinearMethod(LinearMethodBase):
     def create_weights(self, *args: object, **kwargs: object) -> None:
         raise AssertionError("the wrapped method has created them")
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         out: Tensor = self.method.apply(layer, x, bias)
         half = x.shape[0] // 2
         down_NR = F.linear(x[:half], layer.delta_down)
@@ -76,7 +75,7 @@ class DeltaLinearMethod(LinearMethodBase):
             out[:half, outputs].addmm_(down_NR[:, ranks], getattr(layer, up).t())
         return out
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Let the method pack its weight, then check the delta against a merged one."""
         down_RI: Tensor = layer.delta_down
         merged_OI = layer.weight.detach().float().clone()
@@ -112,7 +111,7 @@ def stack_layers(model: nn.Module, factors: Factors, vllm_config: VllmConfig) ->
             inner = [f"{parent}.{part}" for part in FUSED.get(leaf, ())]
             if present := [part for part in inner if part in factors]:
                 parts = [factors.get(part) for part in inner]
-                _add_delta(module, parts, vllm_config.model_config.dtype)
+                _add_delta(module, parts)
                 unused.difference_update(present)
     if unused:
         raise ValueError(f"the adapter changes layers that the base has not: {sorted(unused)}")
@@ -132,10 +131,9 @@ def _twin(attention: Attention, vllm_config: VllmConfig) -> TwinAttention:
     return TwinAttention(attention, rlvr)
 
 
-def _add_delta(
-    layer: LinearBase, parts: list[tuple[Tensor, Tensor] | None], dtype: torch.dtype
-) -> None:
+def _add_delta(layer: Any, parts: list[tuple[Tensor, Tensor] | None]) -> None:
     """Attach this rank's share of the factors to a layer; None where the adapter has none."""
+    weight: Tensor = layer.weight
     downs: list[Tensor] = []
     slices: list[Slice] = []
     start = rank = 0
@@ -143,17 +141,17 @@ def _add_delta(
         if part is not None:
             up_OR, down_RI = _shard(layer, index, size, *part)
             name = f"delta_up_{index}"
-            layer.register_parameter(name, _frozen(up_OR, layer.weight.device, dtype))
+            layer.register_parameter(name, _frozen(up_OR, weight))
             place, ranks = slice(start, start + size), slice(rank, rank + len(down_RI))
             slices.append(Slice(place, ranks, name))
             downs.append(down_RI)
             rank = ranks.stop
         start += size
-    layer.register_parameter("delta_down", _frozen(torch.cat(downs), layer.weight.device, dtype))
+    layer.register_parameter("delta_down", _frozen(torch.cat(downs), weight))
     layer.quant_method = DeltaLinearMethod(layer.quant_method, slices)
 
 
-def _partition_sizes(layer: LinearBase) -> list[int]:
+def _partition_sizes(layer: Any) -> list[int]:
     """Outputs on this rank of each checkpoint layer in a fused one."""
     if isinstance(layer, RowParallelLinear):
         return [layer.output_size]
@@ -162,7 +160,7 @@ def _partition_sizes(layer: LinearBase) -> list[int]:
 
 
 def _shard(
-    layer: LinearBase, index: int, size: int, up_OR: Tensor, down_RI: Tensor
+    layer: Any, index: int, size: int, up_OR: Tensor, down_RI: Tensor
 ) -> tuple[Tensor, Tensor]:
     """This rank's part of up (outputs are sharded) or of down (inputs are)."""
     rank = get_tensor_model_parallel_rank()
@@ -174,5 +172,5 @@ def _shard(
     return up_OR[rank * size : (rank + 1) * size], down_RI
 
 
-def _frozen(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(tensor.to(device, dtype).contiguous(), requires_grad=False)
+def _frozen(tensor: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.to(like).contiguous(), requires_grad=False)
