@@ -80,19 +80,7 @@ class TransformersRollout:
         """Temperature 0 is greedy, and its log-probabilities are the model's at temperature 1."""
         self.model.train(False)
         device = self.model.device
-        prompt_BP, prompt_mask_BP = _padded_left(
-            [self.tokenizer.encode(prompt) for prompt in prompts for _ in range(group)],
-            self.tokenizer.pad_token_id,
-            device,
-        )
-
-        room = self.model.config.max_position_embeddings - prompt_BP.shape[1]
-        if max_new_tokens > room:
-            raise ValueError(
-                f"max_new_tokens={max_new_tokens}: the longest prompt, "
-                f"{prompt_BP.shape[1]} tokens, leaves the model room for {room}"
-            )
-
+        prompt_BP, prompt_mask_BP = self._encoded(prompts, group, max_new_tokens)
         generator = torch.Generator(device).manual_seed(seed)
         stop = _stop_ids(self.model).to(device)
         shape = (len(prompt_BP), max_new_tokens)
@@ -136,6 +124,28 @@ class TransformersRollout:
             texts=self.tokenizer.batch_decode(response_BT, skip_special_tokens=True),
         )
 
+    def _encoded(
+        self, prompts: Sequence[str], group: int, max_new_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """The prompts as ids padded on the left, each `group` times, and a mask of the real ones.
+
+        Padded here and not by the tokenizer, which would remember how and save it.
+        """
+        encoded = [torch.tensor(self.tokenizer.encode(prompt)) for prompt in prompts]
+        room = self.model.config.max_position_embeddings - max(map(len, encoded))
+        if max_new_tokens > room:
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens}: the longest prompt leaves room for {room}"
+            )
+        pad_left = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
+        ids = pad_left(encoded, padding_value=self.tokenizer.pad_token_id)
+        real = pad_left([torch.ones_like(each, dtype=torch.bool) for each in encoded])
+        device = self.model.device
+        return (
+            ids.repeat_interleave(group, dim=0).to(device),
+            real.repeat_interleave(group, dim=0).to(device),
+        )
+
 
 def draw(
     logits_NV: Tensor, temperature: float, generator: torch.Generator
@@ -157,16 +167,3 @@ def _stop_ids(model: PreTrainedModel) -> Tensor:
     if eos is None:
         raise ValueError("the model's generation_config has no eos_token_id: responses never end")
     return torch.tensor([eos] if isinstance(eos, int) else eos)
-
-
-def _padded_left(
-    sequences: list[list[int]], pad: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Token ids as one tensor, and a mask of the real ones.
-
-    Not the tokenizer's own padding, which it would remember and save.
-    """
-    tensors = [torch.tensor(ids, device=device) for ids in sequences]
-    pad_left = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
-    real = [torch.ones_like(ids, dtype=torch.bool) for ids in tensors]
-    return pad_left(tensors, padding_value=pad), pad_left(real)
