@@ -404,7 +404,8 @@ def test_value_and_gradient_are_the_papers(name, definition, options, drift, mak
 
 def test_every_preset_is_tested():
     listwise = {"lpo_fwd", "lpo_rev", "lpo_js", "lpo_alpha", "lpo_hellinger", "tpo"}
-    assert set(OBJECTIVES) == {*DEFINITIONS, *listwise, "pass_at_k", "clip_cov"}
+    spectral = {"mrpo", "a_grae"}  # test_spectral_presets.py
+    assert set(OBJECTIVES) == {*DEFINITIONS, *listwise, *spectral, "pass_at_k", "clip_cov"}
 
 
 def test_clip_cov_drops_only_tokens_of_the_band(make_inputs):

@@ -15,6 +15,7 @@ LISTWISE = {"lpo_fwd", "lpo_rev", "lpo_js", "lpo_alpha", "lpo_hellinger", "tpo"}
 # Their statistics are of the whole batch: it has to be prepared before it is divided.
 OF_THE_WHOLE_BATCH = {
     "gpg", "lite_ppo", "reinforce_pp", "reinforce_pp_baseline", "clip_cov", "kl_cov",
+    "a_grae",
 }  # fmt: skip
 COMPARES_NOTHING = {
     "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax", "psr", "nsr", "w_reinforce",

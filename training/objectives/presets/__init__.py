@@ -43,6 +43,7 @@ from rlvr_decode.training.objectives.presets.signed import (
     psr,
     w_reinforce,
 )
+from rlvr_decode.training.objectives.presets.spectral import a_grae, mrpo
 from rlvr_decode.training.objectives.presets.token import (
     cispo,
     clip_cov,
@@ -100,4 +101,6 @@ PRESETS = (
     lpo_alpha,
     lpo_hellinger,
     tpo,
+    mrpo,
+    a_grae,
 )
