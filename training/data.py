@@ -1,40 +1,70 @@
-"""The tasks a recipe can name, and prompts read from files."""
+"""The tasks a recipe can name, and prompts read from tables."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import random
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rlvr_decode.training.addition import Addition
-from rlvr_decode.training.rewards import REWARDS
+from rlvr_decode.training.judging import Judge, read_rewards
+from rlvr_decode.training.tables import READERS, read_prompts
 from rlvr_decode.training.task import Prompt, Split, Task
 
 
-class Jsonl:
-    """Prompts and answers from JSONL files, one {"prompt": …, "answer": …} a line.
+class Table:
+    """Prompts and answers from a table; `jsonl`, `csv`, `parquet` and `datasets` say which kind.
 
-    path           the training prompts, in a fresh seeded order each epoch.
+    path           the training prompts, in a fresh seeded order each epoch: a file, or for
+                   `datasets` PLACE:SPLIT or PLACE:CONFIG:SPLIT.
     held_out_path  the evaluation prompts.
-    reward         a key of `REWARDS`.
+    reward         a name, a table {name, weight, options…}, or a list of those: see `REWARDS`.
+    prompt_column  text, or chat messages [{role, content}, …].
+    answer_column  text, or an integer.
+    answer_after   only what follows its last occurrence is the answer, as "####" in GSM8K.
+    template       what is asked, "{prompt}" standing for the text.
+    workers, time_out, memory_gb  of the judging processes: see `Judge`.
     """
 
     def __init__(
-        self, *, path: str, held_out_path: str | None = None, reward: str = "last_number"
+        self,
+        kind: str = "jsonl",
+        /,
+        *,
+        path: str,
+        held_out_path: str | None = None,
+        reward: str | Mapping[str, Any] | Sequence[Any] = "last_number",
+        prompt_column: str = "prompt",
+        answer_column: str = "answer",
+        answer_after: str | None = None,
+        template: str = "{prompt}",
+        workers: int = 2,
+        time_out: float = 5.0,
+        memory_gb: float = 4.0,
     ) -> None:
-        if reward not in REWARDS:
-            raise ValueError(f"reward {reward!r}: unknown; known: {', '.join(REWARDS)}")
-        self._reward = REWARDS[reward]
-        self._prompts = {"train": _read_jsonl(Path(path))}
+        if "{prompt}" not in template:
+            raise ValueError(f"template={template!r}: needs {{prompt}} where the text goes")
+        self._judge = Judge(
+            read_rewards(reward), workers=workers, time_out=time_out, memory_gb=memory_gb
+        )
+
+        def read(each: str) -> list[Prompt]:
+            return read_prompts(
+                READERS[kind](each),
+                each,
+                prompt_column=prompt_column,
+                answer_column=answer_column,
+                answer_after=answer_after,
+                template=template,
+            )
+
+        self._prompts = {"train": read(path)}
         if held_out_path is not None:
-            self._prompts["held_out"] = _read_jsonl(Path(held_out_path))
-            shared = set(self._prompts["train"]) & set(self._prompts["held_out"])
-            if shared:
-                text = min(prompt.text for prompt in shared)
-                raise ValueError(f"{held_out_path}: {text!r} is a training prompt too")
+            self._prompts["held_out"] = held_out = read(held_out_path)
+            if shared := _texts(self._prompts["train"]) & _texts(held_out):
+                raise ValueError(f"{held_out_path}: {min(shared)!r} is a training prompt too")
 
     def prompt(self, index: int, *, seed: int, split: Split) -> Prompt:
         if split not in self._prompts:
@@ -46,36 +76,41 @@ class Jsonl:
         return prompts[order[position]]
 
     def reward(self, prompt: Prompt, response: str) -> float:
-        return self._reward(response, prompt.answer)
+        return self.judge([prompt], [response])[0] or 0.0
+
+    def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        return self._judge.judge(responses, [prompt.answer for prompt in prompts])
+
+    def take_counts(self) -> dict[str, float]:
+        return self._judge.take_counts()
 
 
-def _read_jsonl(path: Path) -> list[Prompt]:
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), str) for key in ("prompt", "answer")
-        ):
-            raise ValueError(f'{path}:{number}: needs strings "prompt" and "answer", got {line!r}')
-        prompts.append(Prompt(text=row["prompt"], answer=row["answer"]))
-    if not prompts:
-        raise ValueError(f"{path}: has no prompts")
-    return prompts
+def _texts(prompts: Iterable[Prompt]) -> set[str]:
+    return {prompt.text for prompt in prompts}
 
 
-TASKS: dict[str, Callable[..., Task]] = {"add3": Addition, "jsonl": Jsonl}
+TASKS: dict[str, Callable[..., Task]] = {
+    "add3": Addition,
+    **{kind: partial(Table, kind) for kind in READERS},
+}
+
+_GYM = "reasoning_gym"
 
 
 def make_task(name: str, options: dict[str, Any]) -> Task:
-    """The task of that name, with its options."""
-    if name not in TASKS:
-        raise ValueError(f"task.name={name!r}: unknown; known: {', '.join(TASKS)}")
-    known = inspect.signature(TASKS[name]).parameters
-    if unknown := sorted(options.keys() - known.keys()):
+    """The task of that name, with its options; `reasoning_gym:NAME` is that package's task."""
+    if name.partition(":")[0] == _GYM:
+        from rlvr_decode.training.reasoning_gym_task import ReasoningGym
+
+        make: Callable[..., Task] = partial(ReasoningGym, name.partition(":")[2])
+    elif name in TASKS:
+        make = TASKS[name]
+    else:
+        known = ", ".join([*TASKS, f"{_GYM}:NAME"])
+        raise ValueError(f"task.name={name!r}: unknown; known: {known}")
+    parameters = inspect.signature(make).parameters
+    if unknown := sorted(options.keys() - parameters.keys()):
         raise ValueError(
-            f"task {name}: unknown {', '.join(unknown)}; known: {', '.join(known) or 'none'}"
+            f"task {name}: unknown {', '.join(unknown)}; known: {', '.join(parameters) or 'none'}"
         )
-    return TASKS[name](**options)
+    return make(**options)

@@ -7,18 +7,46 @@ the same one. So a run's place in its data is a single integer, and resuming nee
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Split = Literal["train", "held_out"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """A question as plain text, and its right answer."""
+    """A question, and its right answer.
+
+    text      the question; of a chat, its messages in a form for people, see `render`.
+    answer    what the reward compares with.
+    messages  (role, content) of each turn, where the question is a chat.
+    source    where the prompt came from, for a task that needs more than the answer to judge.
+    """
 
     text: str
     answer: str
+    messages: tuple[tuple[str, str], ...] = ()
+    source: str = ""
+
+
+def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text to encode: the prompt itself, or the chat in the tokenizer's own template.
+
+    A beginning-of-sequence token that encoding adds anyway is left to it.
+    """
+    if not prompt.messages:
+        return prompt.text
+    turns = [{"role": role, "content": content} for role, content in prompt.messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer.encode("")[:1] == [bos]:
+        text = text.removeprefix(str(tokenizer.bos_token))
+    return text
 
 
 class Task(Protocol):
@@ -31,6 +59,46 @@ class Task(Protocol):
     def reward(self, prompt: Prompt, response: str) -> float:
         """How right a response is, from 0 to 1."""
         ...
+
+
+@runtime_checkable
+class BatchJudge(Protocol):
+    """A task that judges many responses at once, some of them in other processes."""
+
+    def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        """One reward per response, in order; None where no reward applies."""
+        ...
+
+    def take_counts(self) -> dict[str, float]:
+        """What went wrong since the last call, as metrics."""
+        ...
+
+
+def judge(
+    task: Task, prompts: Sequence[Prompt], responses: Sequence[str]
+) -> tuple[list[float | None], dict[str, float]]:
+    """The reward of each response to the prompt beside it, and metrics of the judging."""
+    if isinstance(task, BatchJudge):
+        return task.judge(prompts, responses), task.take_counts()
+    pairs = zip(prompts, responses, strict=True)
+    return [task.reward(prompt, response) for prompt, response in pairs], {}
+
+
+def fill_skipped(rewards: Sequence[float | None], group: int) -> list[float]:
+    """Rewards without gaps: a skipped response gets its group's mean, so it pulls neither way.
+
+    A group that was skipped whole gets 0.
+
+    >>> fill_skipped([1.0, None, 0.0, None], 2)
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    filled = []
+    for at in range(0, len(rewards), group):
+        members = rewards[at : at + group]
+        known = [reward for reward in members if reward is not None]
+        mean = sum(known) / len(known) if known else 0.0
+        filled += [mean if reward is None else reward for reward in members]
+    return filled
 
 
 @runtime_checkable
