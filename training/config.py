@@ -136,6 +136,8 @@ class Train:
     out: str = "runs"
     """The run lives in `out/name`."""
     seed: int = 0
+    threads: int | None = None
+    """CPU threads per operation; absent leaves it to PyTorch. Another number, other last bits."""
     rollout: Rollout = field(default_factory=Rollout)
     objective: Objective = field(default_factory=Objective)
     optim: Optim = field(default_factory=Optim)
@@ -160,6 +162,7 @@ class Train:
             ("rollout.max_new_tokens", self.rollout.max_new_tokens),
             ("optim.micro_batch", self.optim.micro_batch),
             ("checkpoint.every", self.checkpoint.every),
+            ("threads", 1 if self.threads is None else self.threads),
         ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")

@@ -55,6 +55,8 @@ def train(config: Train) -> Path:
     run = claim(config)
     if (run / FILE).exists():
         return run / FILE
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     task = make_task(config.task.name, config.task.options)
     objective = make_objective(config)
     base = find_base(config, task, run)
