@@ -38,7 +38,7 @@ from rlvr_decode.training.config import Checkpoint, load
 from rlvr_decode.training.model import open_model
 from rlvr_decode.training.rollout import draw
 from rlvr_decode.training.task import Prompt
-from rlvr_decode.training.trainer import train
+from rlvr_decode.training.trainer import train_recipe
 
 RESULTS = Path(__file__).parent / "results"
 STRENGTHS = (-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -288,7 +288,7 @@ def longer_rl(bench: Bench, more_steps: int) -> list[tuple[int, PreTrainedModel]
             evaluation=replace(recipe.evaluation, every=0),
             checkpoint=Checkpoint(every=1, keep=0),
         )
-        checkpoints = train(config).parent / "checkpoints"
+        checkpoints = train_recipe(config).parent / "checkpoints"
         for step in (shipped + more_steps // 2, last):
             model = copy.deepcopy(bench.rlvr)
             weights = load_file(checkpoints / f"step-{step:06d}" / "weights.safetensors")

@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imported late, so that a misspelt recipe is told at once.
         from transformers.utils import logging
 
-        from rlvr_decode.training.trainer import train
+        from rlvr_decode.training.trainer import train_recipe
 
         # Its bars for loading 3 MB would come between ours.
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        pair = train(config)
+        pair = train_recipe(config)
         if arguments.install is not None:
             install(pair, arguments.install)
             pair = arguments.install / pair.name

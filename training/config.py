@@ -74,6 +74,8 @@ class Rollout:
     """Responses per prompt."""
     max_new_tokens: int = 256
     temperature: float = 1.0
+    max_rounds: int = 10
+    """How often an objective with dynamic sampling may draw fresh prompts for one step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +86,16 @@ class Objective:
     """A key of `objectives.OBJECTIVES`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of that objective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """Train a low-rank update of a frozen base instead of all its weights."""
+
+    kind: str
+    """A key of `adapters.ADAPTERS`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of that adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +111,12 @@ class Optim:
     max_grad_norm: float = 1.0
     micro_batch: int = 64
     """Responses per forward and backward pass; gradients are summed, so only memory changes."""
+    mini_batch: int | None = None
+    """Prompts per optimiser step; absent, a batch of rollouts makes one step."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass rather than keep them."""
+    bf16: bool = False
+    """Forward passes in bfloat16 by autocast; weights, optimiser and log-probs stay float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,10 +159,16 @@ class Train:
     rollout: Rollout = field(default_factory=Rollout)
     objective: Objective = field(default_factory=Objective)
     optim: Optim = field(default_factory=Optim)
+    adapter: Adapter | None = None
+    """Absent, all weights train."""
+    rank: dict[str, Any] | None = None
+    """MRPO's reward: settings of `ranks.RankReward`. Rewards of 1 and more count as correct."""
+    stages: dict[str, Any] | None = None
+    """Follow the two stages of RLVR: settings of `stages.StageSettings`."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     kl_to_base: bool = True
-    """Log the KL from base each step; costs a second model in memory and one more forward."""
+    """Log the KL from base each step; one more forward, and without an adapter a second model."""
     defaults: Extrapolation = field(default_factory=Extrapolation)
     """How the pair is decoded when a request does not say."""
 
@@ -160,7 +184,9 @@ class Train:
             ("rollout.prompts", self.rollout.prompts),
             ("rollout.group", self.rollout.group),
             ("rollout.max_new_tokens", self.rollout.max_new_tokens),
+            ("rollout.max_rounds", self.rollout.max_rounds),
             ("optim.micro_batch", self.optim.micro_batch),
+            ("optim.mini_batch", 1 if self.optim.mini_batch is None else self.optim.mini_batch),
             ("checkpoint.every", self.checkpoint.every),
             ("threads", 1 if self.threads is None else self.threads),
         ):
@@ -225,7 +251,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as a field of type `hint`: X, X | None, list[X], dict or a dataclass."""
+    """`value` as a field of type `hint`: X, X | None, list[X], tuple[X, …], dict, a dataclass."""
     if isinstance(hint, types.UnionType):
         hint = next(choice for choice in typing.get_args(hint) if choice is not types.NoneType)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -236,6 +262,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     # An integer is a fine float; true is neither.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is tuple and isinstance(value, list):
+        return tuple(_value(typing.get_args(hint)[0], each, where) for each in value)
     if type(value) is not kind:
         raise ValueError(f"{where}={value!r}: must be {kind.__name__}, not {type(value).__name__}")
     if kind is list:
