@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rlvr_decode.kernels import reference
+from rlvr_decode.kernels import gated_reference, reference
+from rlvr_decode.kernels.gated_reference import Gated, Rule
 from rlvr_decode.kernels.reference import INF, DeltaLogprobs, choose
 
 BLOCK_ELEMENTS = 2**15
@@ -51,6 +52,22 @@ def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens_NK: Tensor) -> Delta
     if not blocks:
         return reference.delta_logprobs(rlvr_NV.float(), base_NW.float(), tokens_NK)
     return DeltaLogprobs(*map(torch.cat, zip(*blocks, strict=True)))
+
+
+def gated_extrapolate(
+    rlvr_NV: Tensor, base_NW: Tensor, rule: Rule, bias_NV: Tensor | None = None
+) -> Gated:
+    """`gated_reference.gated_extrapolate` in float32."""
+    logq_NV = torch.empty(rlvr_NV.shape, dtype=torch.float32)
+    rate_N = torch.empty(len(rlvr_NV), dtype=torch.float32)
+    for rows in _blocks(torch.arange(len(rlvr_NV)), rlvr_NV):
+        logq_NV[rows], rate_N[rows] = gated_reference.gated_extrapolate(
+            rlvr_NV[rows].float(),
+            base_NW[rows].float(),
+            Rule(*(setting[rows] for setting in rule)),
+            None if bias_NV is None else bias_NV[rows],
+        )
+    return Gated(logq_NV, rate_N)
 
 
 def _extrapolate_block(r: Tensor, b: Tensor, strength: Tensor, plausibility: Tensor) -> Tensor:

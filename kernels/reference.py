@@ -87,19 +87,13 @@ def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens: Tensor) -> DeltaLog
     delta = chosen_r - chosen_b
     delta = delta.masked_fill((chosen_r == -INF) & (chosen_b == -INF), 0.0)
 
-    impossible_r, impossible_b = r == -INF, b == -INF
-    surprise = (logp_r - logp_b).masked_fill(impossible_r | impossible_b, 0.0)
-    kl = (logp_r.exp() * surprise).sum(-1)
-    # Added apart: within the sum, a p_rlvr that underflows would meet base's −inf as 0 · inf.
-    escapes = (~impossible_r & impossible_b).any(-1)
-    kl = kl + torch.zeros_like(kl).masked_fill(escapes, INF)
     return DeltaLogprobs(
         rlvr=chosen_r,
         base=chosen_b,
         delta=delta,
-        rlvr_entropy=_entropy(logp_r, impossible_r),
-        base_entropy=_entropy(logp_b, impossible_b),
-        kl=kl.masked_fill(impossible_b.all(-1), NAN),
+        rlvr_entropy=entropy(logp_r),
+        base_entropy=entropy(logp_b),
+        kl=divergence(logp_r, logp_b),
     )
 
 
@@ -111,5 +105,16 @@ def choose(logp_NV: Tensor, tokens: Tensor) -> Tensor:
     return logp_NV.gather(-1, ids_NK).reshape(tokens.shape).masked_fill(~known, NAN)
 
 
-def _entropy(logp_NV: Tensor, impossible_NV: Tensor) -> Tensor:
-    return -(logp_NV.exp() * logp_NV.masked_fill(impossible_NV, 0.0)).sum(-1)
+def entropy(logp_NV: Tensor) -> Tensor:
+    """Entropy of each row, in nats. 0 · log 0 is 0."""
+    return -(logp_NV.exp() * logp_NV.masked_fill(logp_NV == -INF, 0.0)).sum(-1)
+
+
+def divergence(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
+    """KL(p ‖ q) of each row, in nats; +inf where p allows what q rules out."""
+    impossible_p, impossible_q = logp_NV == -INF, logq_NV == -INF
+    surprise = (logp_NV - logq_NV).masked_fill(impossible_p | impossible_q, 0.0)
+    kl = (logp_NV.exp() * surprise).sum(-1)
+    # Added apart: within the sum, a p that underflows would meet q's −inf as 0 · inf.
+    escapes = (~impossible_p & impossible_q).any(-1)
+    return kl + torch.zeros_like(kl).masked_fill(escapes, INF)

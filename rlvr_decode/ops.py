@@ -11,9 +11,20 @@ import torch
 from torch import Tensor
 
 from rlvr_decode.kernels import cpu
+from rlvr_decode.kernels.gated_reference import GATES, PRIMARIES, Gated, Rule
 from rlvr_decode.kernels.reference import DeltaLogprobs
 
-__all__ = ["DeltaLogprobs", "delta_logprobs", "extrapolate", "extrapolate_"]
+__all__ = [
+    "GATES",
+    "PRIMARIES",
+    "DeltaLogprobs",
+    "Gated",
+    "Rule",
+    "delta_logprobs",
+    "extrapolate",
+    "extrapolate_",
+    "gated_extrapolate",
+]
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,6 +68,36 @@ def extrapolate_(
     strength, plausibility = _check_settings(rlvr, base, strength, plausibility)
     _extrapolate_(rlvr, base, strength, plausibility)
     return rlvr
+
+
+def gated_extrapolate(rlvr: Tensor, base: Tensor, rule: Rule, bias: Tensor | None = None) -> Gated:
+    """What one step of the papers' two-stage loop emits: draw, and draw again where the gate says.
+
+    q(v) = p(v) · keep(v) + m · e(v), by row, with p and e after temperature and truncation;
+    `rlvr_decode.kernels.gated_reference.gated_extrapolate` defines every gate and corner.
+
+    rlvr, base  logits [N, V] and [N, W], as for `extrapolate`.
+    rule        a float32 [N] for each setting; int32 [N] for `gate` (codes of `GATES`), `primary`
+                (codes of `PRIMARIES`) and `top_k`.
+    bias        float32 [N, V], added to the primary's and to the extrapolated logits; −inf forbids.
+
+    Returns float32: `logprobs` [N, V], log q, −inf where q is 0, to be sampled from as it is (at
+    temperature 1, without truncation); and `rate` [N], m, the expected rate of intervention. Not
+    differentiable. ValueError names a dtype, shape or device that does not fit; values are not
+    looked at, which would stall a GPU.
+    """
+    _check_logits(rlvr, base)
+    for name, setting in rule._asdict().items():
+        integer = name in ("gate", "primary", "top_k")
+        _check_setting(name, setting, rlvr, torch.int32 if integer else torch.float32)
+    if bias is not None:
+        if bias.dtype != torch.float32 or bias.shape != rlvr.shape:
+            raise ValueError(
+                f"bias is {bias.dtype} {list(bias.shape)}: must be torch.float32 "
+                f"{list(rlvr.shape)}, as rlvr"
+            )
+        _check_device("bias", bias, rlvr)
+    return Gated(*_gated_extrapolate(rlvr, base, [t.contiguous() for t in rule], bias))
 
 
 def delta_logprobs(rlvr: Tensor, base: Tensor, tokens: Tensor) -> DeltaLogprobs:
@@ -126,6 +167,26 @@ def _(rlvr: Tensor, base: Tensor, strength: Tensor, plausibility: Tensor) -> Non
     return None
 
 
+@torch.library.custom_op("rlvr_decode::gated_extrapolate", mutates_args=(), device_types="cpu")
+def _gated_extrapolate(
+    rlvr: Tensor, base: Tensor, rule: list[Tensor], bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return cpu.gated_extrapolate(rlvr, base, Rule(*rule), bias)
+
+
+@_gated_extrapolate.register_kernel("cuda")
+def _(rlvr: Tensor, base: Tensor, rule: list[Tensor], bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    from rlvr_decode.kernels.gated_extrapolate import gated_extrapolate as launch
+
+    return launch(rlvr, base, Rule(*rule), bias)
+
+
+@_gated_extrapolate.register_fake
+def _(rlvr: Tensor, base: Tensor, rule: list[Tensor], bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    logq = torch.empty(rlvr.shape, device=rlvr.device)
+    return logq, torch.empty(len(rlvr), device=rlvr.device)
+
+
 _SixTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -157,13 +218,17 @@ def _check_settings(
             raise ValueError(f"plausibility={plausibility!r}: must be from 0 to 1")
         plausibility = torch.full((len(rlvr),), plausibility, device=rlvr.device)
     for name, setting in (("strength", strength), ("plausibility", plausibility)):
-        if setting.dtype != torch.float32 or setting.shape != (len(rlvr),):
-            raise ValueError(
-                f"{name} is {setting.dtype} {list(setting.shape)}: "
-                f"must be torch.float32 [{len(rlvr)}], a value for each row"
-            )
-        _check_device(name, setting, rlvr)
+        _check_setting(name, setting, rlvr, torch.float32)
     return strength.contiguous(), plausibility.contiguous()
+
+
+def _check_setting(name: str, setting: Tensor, rlvr: Tensor, dtype: torch.dtype) -> None:
+    if setting.dtype != dtype or setting.shape != (len(rlvr),):
+        raise ValueError(
+            f"{name} is {setting.dtype} {list(setting.shape)}: "
+            f"must be {dtype} [{len(rlvr)}], a value for each row"
+        )
+    _check_device(name, setting, rlvr)
 
 
 def _check_logits(rlvr: Tensor, base: Tensor) -> None:

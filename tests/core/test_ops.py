@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from rlvr_decode import ops
-from rlvr_decode.kernels import cpu, reference
+from rlvr_decode.kernels import cpu, gated_reference, reference
 
 INF = float("inf")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -28,6 +28,22 @@ def inputs(rows=3, width=11, device="cpu", dtype=torch.float32):
     )
 
 
+def a_rule(device="cpu", **changes):
+    """The papers' rule for three rows, drawn from base at top-p 0.7."""
+    plain = {"strength": 0.1, "plausibility": 0.0, "gate": ops.GATES["delta"], "threshold": -0.3}
+    plain |= {"primary": ops.PRIMARIES["base"], "temperature": 1.0}
+    plain |= {"top_k": 0, "top_p": 0.7, "min_p": 0.0}
+    return ops.Rule(
+        **{
+            name: torch.tensor([value] * 3, device=device).to(
+                torch.float32 if isinstance(value, float) else torch.int32
+            )
+            for name, value in plain.items()
+        }
+        | changes
+    )
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(device, dtype):
@@ -39,14 +55,20 @@ def test_opcheck(device, dtype):
     )
     torch.library.opcheck(namespace.extrapolate_.default, (rlvr, base, strength, plausibility))
     torch.library.opcheck(namespace.delta_logprobs.default, (rlvr, base, tokens))
+    for bias in (None, torch.zeros_like(rlvr, dtype=torch.float32)):
+        arguments = rlvr, base, list(a_rule(device)), bias
+        torch.library.opcheck(namespace.gated_extrapolate.default, arguments)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiles_without_a_graph_break(device):
+    rule = a_rule(device)
+
     def step(rlvr, base, strength, plausibility, tokens):
+        gated = ops.gated_extrapolate(rlvr, base, rule)
         ops.extrapolate_(rlvr, base, strength, plausibility)
         z = ops.extrapolate(rlvr, base, strength, 0.05, out_dtype=torch.bfloat16)
-        return rlvr + 1, z, *ops.delta_logprobs(rlvr, base, tokens)
+        return rlvr + 1, z, *gated, *ops.delta_logprobs(rlvr, base, tokens)
 
     tokens = torch.tensor([1, 0, 2], device=device)
     eager, traced = inputs(device=device), inputs(device=device)
@@ -63,8 +85,10 @@ def test_loads_triton_only_for_a_gpu():
         "import sys, torch; from rlvr_decode import ops; assert 'triton' not in sys.modules;"
         "x = torch.zeros(2, 5); ops.extrapolate(x, x, torch.ones(2));"
         "ops.delta_logprobs(x, x, torch.ones(2).long());"
-        "assert not any(name in sys.modules for name in"
-        " ('rlvr_decode.kernels.extrapolate', 'rlvr_decode.kernels.delta_logprobs'))"
+        "one, code = torch.ones(2), torch.ones(2).int();"
+        "ops.gated_extrapolate(x, x, ops.Rule(one, one, code, one, code, one, code, one, one));"
+        "assert not any('rlvr_decode.kernels.' + name in sys.modules for name in"
+        " ('extrapolate', 'delta_logprobs', 'gated_extrapolate'))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -144,6 +168,42 @@ def test_delta_logprobs_names_what_does_not_fit(tokens, message):
         ops.delta_logprobs(torch.zeros(3, 5), torch.zeros(3, 5), tokens)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": torch.zeros(2, 5)}, "rlvr has 3 rows and base 2"),
+        (
+            {"rule": {"gate": torch.zeros(3)}},
+            r"gate is torch.float32 \[3\]: must be torch.int32 \[3",
+        ),
+        ({"rule": {"top_k": torch.zeros(3).long()}}, r"top_k is torch.int64 \[3\]"),
+        (
+            {"rule": {"top_p": torch.ones(2)}},
+            r"top_p is torch.float32 \[2\]: must be torch.float32",
+        ),
+        ({"rule": {"min_p": torch.ones(3, device="meta")}}, "min_p is on meta"),
+        ({"bias": torch.zeros(3, 4)}, r"bias is torch.float32 \[3, 4\]: must be .* \[3, 5\]"),
+        ({"bias": torch.ones(3, 5).bool()}, "bias is torch.bool"),
+        ({"bias": torch.ones(3, 5, device="meta")}, "bias is on meta"),
+    ],
+)
+def test_gated_extrapolate_names_what_does_not_fit(change, message):
+    arguments = {"rlvr": torch.zeros(3, 5), "base": torch.zeros(3, 5)} | change
+    arguments["rule"] = a_rule(**arguments.get("rule", {}))
+    with pytest.raises(ValueError, match=message):
+        ops.gated_extrapolate(**arguments)
+
+
+def test_rules_of_any_stride():
+    rlvr, base, _, _ = inputs()
+    rule = a_rule()
+    apart = ops.Rule(*(torch.stack([setting, setting], dim=1)[:, 0] for setting in rule))
+    assert not apart.gate.is_contiguous()
+    expected = ops.gated_extrapolate(rlvr, base, rule)
+    for value, wanted in zip(ops.gated_extrapolate(rlvr, base, apart), expected, strict=True):
+        assert torch.equal(value, wanted)
+
+
 def peak_memory(function, *arguments) -> int:
     """The most bytes allocated at once while the function runs, as the allocator saw it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
@@ -202,3 +262,6 @@ def test_cpu_blocks_do_not_show(rows, width, threads, monkeypatch):
     tokens = torch.zeros(rows, dtype=torch.long)
     result = ops.delta_logprobs(rlvr, base, tokens)
     torch.testing.assert_close(result, reference.delta_logprobs(rlvr, base, tokens))
+    rule = ops.Rule(*(setting[:1].expand(rows) for setting in a_rule()))
+    gated = ops.gated_extrapolate(rlvr, base, rule)
+    torch.testing.assert_close(gated, gated_reference.gated_extrapolate(rlvr, base, rule))

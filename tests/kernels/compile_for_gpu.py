@@ -6,10 +6,12 @@ from triton.compiler import ASTSource
 
 from rlvr_decode.kernels.delta_logprobs import _delta_logprobs_kernel
 from rlvr_decode.kernels.extrapolate import _extrapolate_kernel
+from rlvr_decode.kernels.gated_extrapolate import _gated_extrapolate_kernel
 
 CONSTANTS = {
     _extrapolate_kernel: [{"IN_PLACE": in_place, "BLOCK": 4096} for in_place in (True, False)],
     _delta_logprobs_kernel: [{"BLOCK": 4096, "CHOSEN_BLOCK": 16}],
+    _gated_extrapolate_kernel: [{"HAS_BIAS": True, "BLOCK": 4096}],
 }
 
 
@@ -36,7 +38,11 @@ def signature(names: list[str], constants: dict, logits: str, integer: str) -> d
             return logits
         if name == "tokens_NK":
             return "*i64"
-        return "*fp32" if name.endswith(("_N", "_NK")) else integer
+        if name in ("gate_N", "primary_N", "top_k_N"):
+            return "*i32"
+        return (
+            "*fp32" if name.endswith(("_N", "_NK")) or name in ("logq_NV", "bias_NV") else integer
+        )
 
     return {name: type_of(name) for name in names}
 

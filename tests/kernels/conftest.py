@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rlvr_decode import ops
-from rlvr_decode.kernels import delta_logprobs, extrapolate
+from rlvr_decode.kernels import delta_logprobs, extrapolate, gated_extrapolate
+from rlvr_decode.kernels.gated_reference import Gated, Rule
 from rlvr_decode.kernels.reference import DeltaLogprobs
 
 
@@ -37,6 +38,12 @@ class Kernels:
     def delta_logprobs(self, rlvr, base, tokens) -> DeltaLogprobs:
         result = ops.delta_logprobs(self.place(rlvr), self.place(base), tokens.to(self.device))
         return DeltaLogprobs(*(field.cpu() for field in result))
+
+    def gated_extrapolate(self, rlvr, base, rule, bias=None) -> Gated:
+        rule = Rule(*(self.place(setting) for setting in rule))
+        bias = None if bias is None else self.place(bias)
+        result = ops.gated_extrapolate(self.place(rlvr), self.place(base), rule, bias)
+        return Gated(*(field.cpu() for field in result))
 
     def place(self, tensor: Tensor) -> Tensor:
         """A copy on the device, with the strides and the memory around the view."""
@@ -70,6 +77,10 @@ class InterpretedKernels(Kernels):
         result = self._process.submit(delta_logprobs.delta_logprobs, *arguments).result()
         chosen = (chosen.reshape(tokens.shape) for chosen in result[:3])
         return DeltaLogprobs(*chosen, *result[3:])
+
+    def gated_extrapolate(self, rlvr, base, rule, bias=None) -> Gated:
+        arguments = self.place(rlvr), self.place(base), rule, bias
+        return self._process.submit(gated_extrapolate.gated_extrapolate, *arguments).result()
 
 
 def whole(tensor: Tensor) -> Tensor:
