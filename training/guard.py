@@ -15,13 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# What may be compiled: SymPy reads a number by evaluating the constructor call it has made of
-# its digits, and modules imported late define data classes.
+# What may be compiled: SymPy reads a number or a name by evaluating the constructor call it has
+# made of it, and modules imported late define data classes.
 _HARMLESS = re.compile(
     r"(Integer|Float|Rational) \('?[0-9.]+(e[-+]?[0-9]+)?'? ?(, ?[0-9]+ ?)?\)"
+    r"|Symbol \('[A-Za-z][A-Za-z0-9_]*' \)"
     r"|from sympy import \*"
     r"|lambda _cls, [\w, ]*: _tuple_new\(_cls, \([\w, ]*\)\)"
 )
+# Statements, which an expression that is evaluated cannot start with.
+_GENERATED = ("def __create_fn__", "def monomial_")
 _ACTIONS = {
     *("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.remove", "os.rename"),
     *("subprocess.Popen", "socket.connect", "socket.bind", "ctypes.dlopen"),
@@ -68,7 +71,7 @@ def _is_action(event: str, args: tuple[Any, ...]) -> bool:
         return (
             isinstance(text, str)
             and name == "<string>"
-            and not text.startswith("def __create_fn__")
+            and not text.startswith(_GENERATED)
             and _HARMLESS.fullmatch(text.strip()) is None
         )
     if event == "open":
