@@ -225,7 +225,7 @@ a_row = st.tuples(
 
 @given(data=st.data())
 @hypothesis_settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
