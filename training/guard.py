@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# What may be compiled: SymPy reads a number or a name by evaluating the constructor call it has
-# made of it, and modules imported late define data classes.
+# What may be compiled: SymPy reads a number, a quotient of numbers or a name by evaluating the
+# constructor calls it has made of it, and modules imported late define data classes.
+_NUMBER = r"(Integer|Float|Rational) \('?[0-9.]+(e[-+]?[0-9]+)?'? ?(, ?[0-9]+ ?)?\)"
 _HARMLESS = re.compile(
-    r"(Integer|Float|Rational) \('?[0-9.]+(e[-+]?[0-9]+)?'? ?(, ?[0-9]+ ?)?\)"
-    r"|Symbol \('[A-Za-z][A-Za-z0-9_]*' \)"
+    rf"-?{_NUMBER}([-+*/]{_NUMBER})*"
+    r"|Symbol \('[A-Za-z][A-Za-z0-9_]*' \)|[A-Za-z][A-Za-z0-9_]*"
     r"|from sympy import \*"
     r"|lambda _cls, [\w, ]*: _tuple_new\(_cls, \([\w, ]*\)\)"
 )

@@ -78,7 +78,8 @@ def math_verify(response: str, answer: str) -> float:
     )
 
     latex = [LatexExtractionConfig()]
-    quoted = answer if "$" in answer or "\\boxed" in answer else f"${answer.strip()}$"
+    plain = answer.replace("\\$", "").strip()
+    quoted = plain if "$" in plain or "\\boxed" in plain else f"${plain}$"
     gold = parse(quoted, latex, parsing_timeout=None)
     if not gold:
         raise ValueError(f"answer {answer!r}: math_verify needs LaTeX; use exact")

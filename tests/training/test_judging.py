@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from rlvr_decode.training.guard import guarded
 from rlvr_decode.training.judging import Judge, RewardError, Weighted, read_rewards
+from rlvr_decode.training.rewards import math_verify
 
 REWARDS_OF_A_USER = """
 import ctypes, os, sys, time
@@ -233,3 +235,32 @@ def test_a_hang_takes_no_longer_than_its_time_out(judge_of):
     started = time.monotonic()
     judge.judge(["hang"], [""])
     assert 0.5 <= time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("1/2", r"so \boxed{0.5}"),
+        ("1/2", "the answer is 2/4."),
+        (r"$\frac{1}{2}$", "0.5"),
+        (r"50\%", r"\boxed{50\%}"),
+        (r"\$12.50", "that is 12.50"),
+        ("5", r"\boxed{5\text{ cm}}"),
+        (r"\sin(x)+e^{2x}", r"$e^{2x}+\sin x$"),
+        ("x^2+2x+1", "$(x+1)^2$"),
+        (r"(-\infty,3)", r"$(-\infty, 3)$"),
+        ("10!", "3628800"),
+        (r"\text{A}", r"\boxed{\text{A}}"),
+    ],
+)
+def test_math_verify_sees_what_is_equal(answer, response):
+    assert math_verify(response, answer) == 1
+    assert math_verify(r"\boxed{7777}", answer) == 0
+    assert math_verify("no mathematics", answer) == 0
+    with guarded():
+        math_verify(response, answer)
+
+
+def test_math_verify_refuses_an_answer_that_is_no_mathematics():
+    with pytest.raises(ValueError, match="answer '': math_verify needs LaTeX"):
+        math_verify("1", "")
