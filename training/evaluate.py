@@ -6,8 +6,10 @@ import math
 import statistics
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from rlvr_decode.training.rollout import RolloutEngine
-from rlvr_decode.training.task import Task
+from rlvr_decode.training.task import Task, fill_skipped, judge, render
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +23,7 @@ class Accuracy:
 def accuracy(
     engine: RolloutEngine,
     task: Task,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     prompts: int,
     samples: int,
@@ -31,16 +34,15 @@ def accuracy(
     """Sample held-out prompts and judge; the same seed asks the same prompts."""
     asked = [task.prompt(index, seed=seed, split="held_out") for index in range(prompts)]
     rollouts = engine.sample(
-        [prompt.text for prompt in asked],
+        [render(prompt, tokenizer) for prompt in asked],
         group=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
     )
-    means = [
-        statistics.fmean(task.reward(prompt, text) for text in rollouts.texts[at : at + samples])
-        for at, prompt in zip(range(0, prompts * samples, samples), asked, strict=True)
-    ]
+    judged, _ = judge(task, [prompt for prompt in asked for _ in range(samples)], rollouts.texts)
+    rewards = fill_skipped(judged, samples)
+    means = [statistics.fmean(rewards[at : at + samples]) for at in range(0, len(rewards), samples)]
     return Accuracy(
         mean=statistics.fmean(means),
         standard_error=statistics.stdev(means) / math.sqrt(prompts),

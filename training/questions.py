@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rlvr_decode.training.rewards import REWARDS
+from rlvr_decode.training.judging import Judge, read_rewards
 from rlvr_decode.training.task import Prompt, Split
 
-Reward = Callable[[str, str], float]
-"""(response, answer) -> a number."""
+Reward = Callable[[str, str], float | None]
+"""(response, answer) -> a number, or None where it does not apply."""
 Rewards = str | Reward | Sequence[str | Reward]
 Rows = Iterable[Mapping[str, Any]]
 """Each with strings "prompt" and "answer"."""
@@ -21,14 +21,18 @@ Rows = Iterable[Mapping[str, Any]]
 class Questions:
     """Prompts in a fresh seeded order each epoch; a response earns the sum of the rewards.
 
-    The rewards run in this process: one that hangs hangs the run.
+    Rewards given by name, "module:function" too, run where one that hangs can be killed; functions
+    run in this process.
     """
 
     def __init__(self, rewards: Rewards, dataset: Rows, held_out: Rows | None) -> None:
         listed = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
         if not listed:
             raise ValueError("rewards=[]: give at least one function or name")
-        self.rewards = [_find(reward) for reward in listed]
+        names = [reward for reward in listed if isinstance(reward, str)]
+        self.functions = [reward for reward in listed if not isinstance(reward, str)]
+        self.named = Judge(read_rewards(names)) if names else None
+        self.names = [*names, *(function.__name__ for function in self.functions)]
         self.prompts: dict[str, list[Prompt]] = {"train": _read(dataset, "dataset")}
         if held_out is not None:
             self.prompts["held_out"] = _read(held_out, "held_out")
@@ -46,7 +50,21 @@ class Questions:
         return prompts[order[position]]
 
     def reward(self, prompt: Prompt, response: str) -> float:
-        return sum(float(reward(response, prompt.answer)) for reward in self.rewards)
+        return self.judge([prompt], [response])[0] or 0.0
+
+    def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        answers = [prompt.answer for prompt in prompts]
+        sums: list[float | None] = [None] * len(prompts)
+        if self.named is not None:
+            sums = self.named.judge(responses, answers)
+        for function in self.functions:
+            for at, pair in enumerate(zip(responses, answers, strict=True)):
+                if (value := function(*pair)) is not None:
+                    sums[at] = (sums[at] or 0.0) + float(value)
+        return sums
+
+    def take_counts(self) -> dict[str, float]:
+        return {} if self.named is None else self.named.take_counts()
 
     def digest(self) -> str:
         """Of every prompt and answer: what a resumed run must find unchanged."""
@@ -62,16 +80,7 @@ def in_memory(
 ) -> tuple[Questions, dict[str, Any]]:
     """The task, and the section [task] that tells it apart from others."""
     task = Questions(rewards, dataset, held_out)
-    names = [reward.__name__ for reward in task.rewards]
-    return task, {"name": "python", "options": {"rewards": names, "sha256": task.digest()}}
-
-
-def _find(reward: str | Reward) -> Any:
-    if callable(reward):
-        return reward
-    if reward not in REWARDS:
-        raise ValueError(f"reward {reward!r}: unknown; known: {', '.join(REWARDS)}")
-    return REWARDS[reward]
+    return task, {"name": "python", "options": {"rewards": task.names, "sha256": task.digest()}}
 
 
 def _read(rows: Rows, where: str) -> list[Prompt]:

@@ -6,6 +6,7 @@ B responses, T response tokens; the responses to one prompt are neighbours.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rlvr_decode.training.ranks import RankReward, ranked_rewards
 from rlvr_decode.training.rollout import RolloutEngine, Rollouts, TransformersRollout
 from rlvr_decode.training.run import draw_seed
 from rlvr_decode.training.staging import Staging
-from rlvr_decode.training.task import Prompt, Task
+from rlvr_decode.training.task import Prompt, Task, fill_skipped, judge, render
 from rlvr_decode.training.update import REMEDY, update
 
 
@@ -54,12 +55,14 @@ class Trainer:
             model=self.policy, tokenizer=self.tokenizer
         )
         self.optimizer = adamw(self.policy, config.optim)
+        self.judging: Counter[str] = Counter()
 
     def step(self, step: int) -> dict[str, Any]:
         """Sample, judge, and move the policy; every draw depends on the step alone."""
         started = time.perf_counter()
         # Dropout, where a model has any, draws from the global generator.
         torch.manual_seed(draw_seed("update", self.config.seed, step))
+        self.judging.clear()
         (prompts, rollouts, rewards_B), rounds, informative = self.collect(step)
         group_B = torch.arange(len(prompts)).repeat_interleave(self.config.rollout.group)
         shaped_B, rank_B = rewards_B, None
@@ -68,7 +71,7 @@ class Trainer:
                 self.policy, rollouts, rewards_B >= 1, group_B, self.rank
             )
         batch = self.objective.prepare(self.loss_inputs(step, prompts, rollouts, shaped_B))
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Any] = dict(self.judging)
         if rank_B is not None and batch.advantages_BT is not None:
             credit_B = batch.advantages_BT[:, 0]
             metrics |= mrpo_metrics(credit_B, rewards_B >= 1, rank_B, group_B)
@@ -135,7 +138,7 @@ class Trainer:
         purpose = f"rollout/{number}" if number else "rollout"
         with self.autocast():
             return self.engine.sample(
-                [prompt.text for prompt in prompts],
+                [render(prompt, self.tokenizer) for prompt in prompts],
                 group=1 if greedy else settings.group,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=0.0 if greedy else settings.temperature,
@@ -143,10 +146,11 @@ class Trainer:
             )
 
     def judge(self, prompts: list[Prompt], rollouts: Rollouts, group: int) -> Tensor:
-        """The reward of each response, [B]."""
+        """The reward of each response, [B]; one that was skipped gets its group's mean."""
         asked = [prompt for prompt in prompts for _ in range(group)]
-        pairs = zip(asked, rollouts.texts, strict=True)
-        return torch.tensor([self.task.reward(prompt, text) for prompt, text in pairs])
+        rewards, counts = judge(self.task, asked, rollouts.texts)
+        self.judging.update(counts)
+        return torch.tensor(fill_skipped(rewards, group), dtype=torch.float32)
 
     def loss_inputs(
         self, step: int, prompts: list[Prompt], rollouts: Rollouts, rewards_B: Tensor
@@ -195,6 +199,7 @@ class Trainer:
         result = accuracy(
             self.engine,
             self.task,
+            self.tokenizer,
             prompts=settings.prompts,
             samples=settings.samples,
             max_new_tokens=self.config.rollout.max_new_tokens,

@@ -322,3 +322,18 @@ def test_three_arguments_make_a_pair(micro_base, tmp_path):
 def test_what_python_gives_wrong_is_named(micro_base, tmp_path, rewards, rows, options, message):
     with pytest.raises(ValueError, match=message):
         train(micro_base, rewards, rows, out=str(tmp_path), **options)
+
+
+def test_a_skipped_response_pulls_neither_way(micro_base, tmp_path):
+    """Rewards add up; where none applies, a response stands at the mean of its group."""
+
+    def odd(response, answer):
+        return 1.0 if len(response) % 2 else None
+
+    options = {**OPTIONS, "optim": {"steps": 1, "lr": 0.0}}
+    pair = train(micro_base, [odd, "exact"], ROWS, name="both", out=str(tmp_path), **options)
+    line = json.loads((pair.parent / "metrics.jsonl").read_text().splitlines()[1])
+    assert 0 < line["reward"] < 1 and line["reward_skipped"] == 0
+    pair = train(micro_base, odd, ROWS, name="odd", out=str(tmp_path), **options)
+    line = json.loads((pair.parent / "metrics.jsonl").read_text().splitlines()[1])
+    assert line["reward"] == 1 and line["grad_norm"] < 1e-6
