@@ -165,6 +165,8 @@ class Train:
     """MRPO's reward: settings of `ranks.RankReward`. Rewards of 1 and more count as correct."""
     stages: dict[str, Any] | None = None
     """Follow the two stages of RLVR: settings of `stages.StageSettings`."""
+    reset: dict[str, Any] | None = None
+    """ProRL's reset of reference and optimiser: settings of `reset.ResetRule`."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     kl_to_base: bool = True

@@ -24,6 +24,7 @@ from rlvr_decode.training.mrpo import mrpo_metrics
 from rlvr_decode.training.objectives import LossInputs, Objective
 from rlvr_decode.training.optim import adamw
 from rlvr_decode.training.ranks import RankReward, ranked_rewards
+from rlvr_decode.training.resetting import Resets
 from rlvr_decode.training.rollout import RolloutEngine, Rollouts, TransformersRollout
 from rlvr_decode.training.run import draw_seed
 from rlvr_decode.training.staging import Staging
@@ -44,9 +45,10 @@ class Trainer:
         check_head(self.policy)
         if config.optim.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable({"use_reentrant": False})
+        directory = Path(config.out) / config.name
         self.adapter = self.reference = None
         if config.adapter is not None:
-            start = Path(config.out) / config.name / "adapter"
+            start = directory / "adapter"
             self.adapter = adapt(self.policy, config.adapter, seed=config.seed, directory=start)
         self.compared = config.kl_to_base or "ref_logp_BT" in objective.needs
         if self.compared and self.adapter is None:
@@ -55,6 +57,13 @@ class Trainer:
             model=self.policy, tokenizer=self.tokenizer
         )
         self.optimizer = adamw(self.policy, config.optim)
+        self.resets = Resets(
+            config.reset,
+            policy=self.policy,
+            reference=self.reference,
+            optimizer=self.optimizer,
+            directory=directory / "references",
+        )
         self.judging: Counter[str] = Counter()
 
     def step(self, step: int) -> dict[str, Any]:

@@ -88,17 +88,19 @@ def run(config: Train, task: Task) -> Path:
         log.write(0, before)
     log.rewind(state["step"])
     trainer.staging.restore(state)
+    trainer.resets.restore(state)
 
     steps = 0 if state["finished"] else config.optim.steps
     with tqdm(desc="train", total=config.optim.steps, initial=state["step"]) as bar:
         for step in range(state["step"] + 1, steps + 1):
             metrics = trainer.step(step)
             state["step"], state["finished"] = step, step == steps
-            state |= trainer.staging.state()
             if is_due(step, config.evaluation.every) or state["finished"]:
                 state["accuracies"]["rlvr"] = held_out = trainer.held_out()
                 metrics |= held_out
                 state["finished"] |= reached(config.evaluation.stop_at, held_out)
+            metrics |= trainer.resets.after(step, metrics)
+            state |= trainer.staging.state() | trainer.resets.state()
             log.write(step, metrics)
             bar.set_postfix(postfix(metrics, _SHOWN), refresh=False)
             bar.update()

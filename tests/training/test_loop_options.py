@@ -1,6 +1,7 @@
 """What a recipe can switch on in the loop: rank, stages, mini-batches, memory, dynamic sampling."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -265,17 +266,33 @@ def test_praise_is_weighed_down_once_exploitation_ends(micro):
     assert metrics["stage"] == "transition"
 
 
-def test_the_monitor_goes_on_where_it_was(micro, tmp_path):
-    options = {"stages": {}, "checkpoint": Checkpoint(every=1, keep=0)}
-    whole = train_recipe(micro(out=str(tmp_path / "whole"), **options))
-    states = [
-        json.loads((whole.parent / "checkpoints" / f"step-00000{n}" / "state.json").read_text())
-        for n in (1, 3)
+def test_with_everything_on_a_run_cut_short_resumes_to_the_same_bits(micro, tmp_path):
+    def config(out):
+        return micro(
+            objective=Objective(name="dapo"),
+            rollout=Rollout(prompts=6, group=8, max_new_tokens=6),
+            optim=Optim(
+                steps=5, lr=1e-2, warmup=0, mini_batch=2, gradient_checkpointing=True, bf16=True
+            ),
+            stages={"patience": 1, "smoothing": 1.0, "positive_weight": 0.1, "ramp": 3},
+            checkpoint=Checkpoint(every=1, keep=0),
+            out=str(tmp_path / out),
+        )
+
+    whole, cut = (train_recipe(config(out)) for out in ("whole", "cut"))
+    cut.unlink()
+    for step in (3, 4, 5):
+        shutil.rmtree(cut.parent / "checkpoints" / f"step-{step:06d}")
+    cut = train_recipe(config("cut"))
+    lines = [
+        [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        for path in (whole, cut)
     ]
-    config = micro(out=str(tmp_path / "other"), **options)
-    trainer = make_trainer(config)
-    trainer.staging.restore(states[0])
-    assert trainer.staging.state()["stages"] == states[0]["stages"] != states[1]["stages"]
+    for once, twice in zip(*lines, strict=True):
+        assert once | {"tokens_per_second": 0} == twice | {"tokens_per_second": 0}
+    weights = "rlvr/model.safetensors"
+    assert (cut.parent / weights).read_bytes() == (whole.parent / weights).read_bytes()
+    assert lines[0][5]["stage"] in ("exploitation", "transition", "exploration")
 
 
 def test_stages_of_a_listwise_objective_are_refused(micro):
