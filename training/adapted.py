@@ -43,3 +43,6 @@ def write_adapter(adapter: AttachedAdapter, directory: Path, *, base: str | None
     """Check that the base is what it was, and write the update as LoRA in float32."""
     adapter.check_base()
     export(adapter, directory, dtype=torch.float32, base=base)
+    for file in directory.iterdir():
+        # The weights come out readable by their owner alone, which no package can ship.
+        file.chmod(0o644)

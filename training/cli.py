@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlvr_decode.training.checkpoint import appearing_whole
 from rlvr_decode.training.config import load
+from rlvr_decode.training.judging import RewardError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.install is not None:
             install(pair, arguments.install)
             pair = arguments.install / pair.name
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, RewardError) as error:
         print(f"rlvr-decode train: {error}", file=sys.stderr)
         return 2
     print(pair)

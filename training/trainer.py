@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from rlvr_decode.pair import FILE, write_pair
+from rlvr_decode.training.adapted import adapter_config
 from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.data import make_task
@@ -23,7 +24,10 @@ from rlvr_decode.training.metrics import MetricsLog, postfix
 from rlvr_decode.training.objectives import OBJECTIVES, Objective
 from rlvr_decode.training.pretrain import pretrain
 from rlvr_decode.training.questions import Rewards, Rows, in_memory
+from rlvr_decode.training.ranks import RankReward
+from rlvr_decode.training.reset import ResetRule
 from rlvr_decode.training.run import claim, provenance
+from rlvr_decode.training.stages import StageSettings
 from rlvr_decode.training.step import Trainer
 from rlvr_decode.training.task import Corpus, Task
 
@@ -75,6 +79,7 @@ def run(config: Train, task: Task) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     objective = make_objective(config)
+    check_sections(config)
     base = find_base(config, task, directory)
     trainer = Trainer(config, task, objective, base)
 
@@ -140,6 +145,19 @@ def make_objective(config: Train) -> Objective:
     if config.objective.name == "mrpo" and config.rank is None:
         raise ValueError("objective mrpo reads rewards shaped by rank: give [rank], empty is fine")
     return OBJECTIVES[config.objective.name](**config.objective.options)
+
+
+def check_sections(config: Train) -> None:
+    """Read every optional section, so that a wrong one is told before minutes are spent."""
+    for settings, values, name in (
+        (RankReward, config.rank, "rank"),
+        (StageSettings, config.stages, "stages"),
+        (ResetRule, config.reset, "reset"),
+    ):
+        if values is not None:
+            build(settings, values, name)
+    if config.adapter is not None:
+        adapter_config(config.adapter)
 
 
 def is_due(step: int, every: int) -> bool:

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from rlvr_decode.pair import Pair
-from rlvr_decode.training.config import Checkpoint, Objective, Optim, Rollout
+from rlvr_decode.training.config import (
+    Adapter,
+    Checkpoint,
+    Objective,
+    Optim,
+    Pretrain,
+    Rollout,
+    Task,
+)
 from rlvr_decode.training.data import make_task
 from rlvr_decode.training.dynamic_sampling import Judged, collect
 from rlvr_decode.training.logprobs import check_head, response_logprobs
@@ -299,6 +307,22 @@ def test_stages_of_a_listwise_objective_are_refused(micro):
     trainer = make_trainer(micro(objective=Objective(name="lpo_fwd"), stages={}))
     with pytest.raises(ValueError, match="stages: a listwise objective has no advantages"):
         trainer.step(1)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"rank": {"windw": 4}}, "rank: unknown windw; known: alpha, norm"),
+        ({"stages": {"patience": 0}}, "patience=0, ramp=20: must be at least 1"),
+        ({"reset": {"every": 0}}, "every=0: must be above 0"),
+        ({"adapter": Adapter(kind="lora", options={"rank": 0})}, "rank=0: must be at least 1"),
+    ],
+)
+def test_a_wrong_section_is_told_before_anything_is_pretrained(micro, tmp_path, section, message):
+    config = micro(base=None, pretrain=Pretrain(), task=Task(name="add3"), **section)
+    with pytest.raises(ValueError, match=message):
+        train_recipe(config)
+    assert [file.name for file in (tmp_path / "runs" / "micro").iterdir()] == ["config.json"]
 
 
 # From Python
