@@ -108,8 +108,10 @@ def refused_fields(config: VllmConfig) -> dict[str, str]:
 def attach(app: FastAPI, pair: Pair, served: Served) -> None:
     """Add the field and the routes to vLLM's app."""
     app.include_router(pair_routes(pair, served))
-    # Appended, so innermost: authentication and CORS come before it.
+    # Appended, so innermost: authentication and CORS come before it. vLLM has built the stack by
+    # now, and Starlette adds to one that is built only when asked to build it again.
     app.user_middleware.append(Middleware(ExtrapolationMiddleware, served=served))
+    app.middleware_stack = app.build_middleware_stack()
 
 
 async def _greet(app: FastAPI, address: str, served: Served) -> None:

@@ -45,9 +45,12 @@ def parse(argv: Sequence[str]) -> Parsed:
     """Read a command line; the pair is opened and checked. A wrong one ends the process."""
     parser = _parser()
     defaults = vars(parser.parse_args([]))
-    # With no defaults, what comes back is what the user said.
-    parser.set_defaults(**dict.fromkeys(defaults, argparse.SUPPRESS))
-    said = vars(parser.parse_args(list(argv)))
+    # A default that nothing else is, so that what differs is what the user said. (Lists, because
+    # a flag that may come several times appends to a copy of its default.)
+    unset = {key: [] if isinstance(value, list) else object() for key, value in defaults.items()}
+    parser.set_defaults(**unset)
+    parsed = vars(parser.parse_args(list(argv)))
+    said = {key: value for key, value in parsed.items() if value is not unset.get(key)}
     name, verify = said.pop("model_tag", None), said.pop("verify", False)
     if name is None:
         parser.error("which pair? `rlvr-decode serve tiny` serves the bundled one")
@@ -70,6 +73,7 @@ def parse(argv: Sequence[str]) -> Parsed:
 def _parser() -> FlexibleArgumentParser:
     parser = FlexibleArgumentParser(  # type: ignore[no-untyped-call]
         prog="rlvr-decode serve",
+        usage="rlvr-decode serve PAIR [--verify] [any vLLM engine flag]",
         description="Serve a pair behind the OpenAI API. PAIR (model_tag) is a name, a directory "
         "or a pair.json; every other flag is vLLM's own.",
     )
