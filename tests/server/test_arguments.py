@@ -1,4 +1,4 @@
-"""`rlvr-decode serve`: vLLM's flags pass, the pair sets the rest, what would break it is refused."""
+"""`rlvr-decode serve`: vLLM's flags pass, the pair sets the rest, what breaks it is refused."""
 
 import pytest
 

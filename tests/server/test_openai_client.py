@@ -1,0 +1,280 @@
+"""The official client against a real server process with the bundled pair `tiny`."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import openai
+import psutil
+import pytest
+
+PROMPT = "517+486=?\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a running server; ended, and looked after, at the end of the module."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--port", str(port), "--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16"]
+    command = [sys.executable, "-m", "rlvr_decode", "serve", "tiny", *flags]
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent
+        )
+        try:
+            wait_for(lambda: "serving on" in log.read_text(), process, log)
+            yield f"http://127.0.0.1:{port}"
+            assert_ends_alone(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition, process, log, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()[-5000:]
+        assert time.monotonic() < end, log.read_text()[-5000:]
+        time.sleep(0.2)
+
+
+def assert_ends_alone(process, log):
+    """SIGTERM ends the server and every process it started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children, "the engine runs in a process of its own"
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, log.read_text()[-5000:]
+    assert process.returncode == 0, log.read_text()[-5000:]
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def complete(client, model="tiny", *, prompt=PROMPT, extrapolation=None, **settings):
+    """One greedy completion, with the header that says what was applied."""
+    body = {} if extrapolation is None else {"extrapolation": extrapolation}
+    settings = {"temperature": 0, "max_tokens": 40} | settings
+    raw = client.completions.with_raw_response.create(
+        model=model, prompt=prompt, extra_body=body | settings.pop("extra_body", {}), **settings
+    )
+    return raw.parse(), raw.headers["x-extrapolation"]
+
+
+def test_the_pair_is_listed_under_its_three_names(client, server):
+    assert [model.id for model in client.models.list()] == ["tiny", "tiny@rlvr", "tiny@base"]
+    described = client.get("/pair", cast_to=object)
+    assert described["name"] == "tiny" and described["refused"] == {}
+
+
+def logprobs(client, model="tiny", **settings):
+    answer, _ = complete(client, model, logprobs=3, max_tokens=12, **settings)
+    return answer.choices[0].logprobs
+
+
+def test_every_way_to_say_a_strength_gives_the_same_distribution(client):
+    in_xargs = {"vllm_xargs": {"extrapolation_strength": 2.5}}
+    ways = [
+        logprobs(client, extrapolation=2.5),
+        logprobs(client, extrapolation={"strength": 2.5}),
+        logprobs(client, "tiny@2.5"),
+        logprobs(client, extra_body=in_xargs),
+    ]
+    for way in ways[1:]:
+        assert way.tokens == ways[0].tokens
+        assert way.token_logprobs == pytest.approx(ways[0].token_logprobs, abs=1e-5)
+    rlvr, base = logprobs(client, "tiny@rlvr"), logprobs(client, "tiny@base")
+    assert max_gap(rlvr, base) > 0.01 and max_gap(ways[0], rlvr) > 0.01
+
+
+def max_gap(ours, theirs):
+    pairs = zip(ours.token_logprobs, theirs.token_logprobs, strict=False)  # one may end earlier
+    return max(abs(our - their) for our, their in pairs)
+
+
+def test_log_probabilities_are_those_of_the_extrapolated_distribution(client):
+    """log π = log p_rlvr + strength · Δ up to a constant of the row, on tokens all three list."""
+    strength = 0.5
+    settings = {"extrapolation": {"strength": strength, "plausibility": 0}}
+    tops = {}
+    for name, model in (("rlvr", "tiny@rlvr"), ("base", "tiny@base")):
+        tops[name] = logprobs(client, model).top_logprobs[0]
+    mixed = logprobs(client, **settings).top_logprobs[0]
+    common = sorted(set(mixed) & set(tops["rlvr"]) & set(tops["base"]))
+    assert len(common) >= 2
+    shifts = [
+        mixed[token] - ((1 + strength) * tops["rlvr"][token] - strength * tops["base"][token])
+        for token in common
+    ]
+    assert max(shifts) - min(shifts) < 1e-3
+
+
+def test_what_was_applied_is_said(client):
+    assert complete(client)[1] == "strength=1; plausibility=0.05; gate=none"
+    assert complete(client, "tiny@base")[1].startswith("strength=-1; ")
+
+
+def test_a_chat_answers_at_every_strength(client):
+    for strength in (-1, 0, 0.5, 2):
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "517+486=?"}],
+            max_tokens=8,
+            extra_body={"extrapolation": strength},
+        )
+        assert answer.model == "tiny"
+        assert answer.usage.completion_tokens > 0
+
+
+def test_a_stream_says_the_same_as_an_answer_and_counts(client):
+    whole, _ = complete(client, "tiny@1.5")
+    chunks = list(
+        client.completions.create(
+            model="tiny@1.5",
+            prompt=PROMPT,
+            temperature=0,
+            max_tokens=40,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+    assert len(chunks) > 5
+
+
+def test_a_chat_streams(client):
+    chunks = client.chat.completions.create(
+        model="tiny@0.5",
+        messages=[{"role": "user", "content": "1+1=?"}],
+        max_tokens=6,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    assert list(chunks)[-1].usage.completion_tokens > 0
+
+
+def test_several_samples_of_one_request(client):
+    settings = {"temperature": 1.0, "n": 4, "seed": 3}
+    first, _ = complete(client, "tiny@0.5", **settings)
+    again, _ = complete(client, "tiny@0.5", **settings)
+    texts = [choice.text for choice in first.choices]
+    assert len(texts) == 4 and texts == [choice.text for choice in again.choices]
+
+
+def test_a_stop_string_ends_the_answer(client):
+    answer, _ = complete(client, extrapolation=1, stop=[","])
+    assert answer.choices[0].finish_reason == "stop"
+    assert "," not in answer.choices[0].text
+
+
+def test_a_schema_holds_at_every_strength(client):
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    for strength in (-1, 0, 3):
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "1+1=?"}],
+            temperature=0,
+            max_tokens=60,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": schema, "strict": True},
+            },
+            extra_body={"extrapolation": {"strength": strength, "plausibility": 0}},
+        )
+        text = answer.choices[0].message.content
+        # A model this small may spend its tokens on the white space that JSON allows.
+        if answer.choices[0].finish_reason == "stop":
+            assert json.loads(text)["a"] in (1, 2)
+        else:
+            assert re.match(r'\s*(\{\s*("a")?|$)', text)
+
+
+def test_responses_take_the_field(client):
+    settings = {"model": "tiny", "input": "1+1=?", "max_output_tokens": 6}
+    raw = client.responses.with_raw_response.create(**settings, extra_body={"extrapolation": 0.5})
+    assert raw.headers["x-extrapolation"].startswith("strength=0.5; ")
+    assert raw.parse().output
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({"extrapolation": 99}, "extrapolation"),
+        ({"extrapolation": {"strenght": 1}}, "extrapolation.strenght"),
+        ({"vllm_xargs": {"extrapolation_strength": True}}, "vllm_xargs.extrapolation_strength"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+    ],
+)
+def test_malformed_requests_raise_with_the_place(client, request_, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, extra_body=request_)
+    assert refused.value.param == param
+
+
+def test_unknown_names_are_vllms_to_refuse(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, "tiny@much")
+    assert refused.value.param == "model"
+    with pytest.raises(openai.NotFoundError):
+        complete(client, "other@0.5")
+
+
+def test_many_strengths_at_once_answer_as_they_do_alone(client, server):
+    strengths = [-1, -0.5, 0, 0.25, 0.5, 1, 1.5, 2, 3, 4]
+
+    def alone(strength):
+        return complete(client, extrapolation=strength)[0].choices[0].text
+
+    async def together():
+        async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none") as many:
+            requests = [
+                many.completions.create(
+                    model="tiny",
+                    prompt=PROMPT,
+                    temperature=0,
+                    max_tokens=40,
+                    extra_body={"extrapolation": strength},
+                )
+                for strength in strengths
+            ]
+            return [answer.choices[0].text for answer in await asyncio.gather(*requests)]
+
+    assert asyncio.run(together()) == [alone(strength) for strength in strengths]
+
+
+def test_a_client_that_leaves_stops_its_request(client, server):
+    stream = client.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 10
+    while running(client) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(client) == 0
+
+
+def running(client):
+    metrics = client.with_options(base_url=str(client.base_url).removesuffix("v1/")).get(
+        "/metrics", cast_to=str
+    )
+    [value] = re.findall(r"^vllm:num_requests_running\{.*\} (.+)$", metrics, re.MULTILINE)
+    return float(value)
