@@ -8,16 +8,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rlvr_decode import ops
 from rlvr_decode.engine.refusals import refuse_unsupported
-from rlvr_decode.engine.rows import Step, step_of
+from rlvr_decode.engine.rows import Rows, Step, step_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from rlvr_decode.engine.model_state import PairedModelState
+
+
+# Nats below rlvr's own logit: a probability of 0 in float32, but still an order.
+RESERVE = 1e4
 
 
 class InnerModel(Protocol):
@@ -69,9 +74,25 @@ class PairModel(nn.Module):
         logits = self.both_logits(rlvr_NH.contiguous(), base_NH.contiguous())
         if logits is None:
             return None
-        return ops.extrapolate(*logits, rows.strength_N, rows.plausibility_N)
+        rlvr_NV, base_NV = logits
+        z_NV = ops.extrapolate(rlvr_NV, base_NV, rows.strength_N, rows.plausibility_N)
+        return hold_in_reserve(z_NV, rlvr_NV, base_NV, rows) if rows.cutting else z_NV
 
     def get_model_state_cls(self) -> type[PairedModelState]:
         from rlvr_decode.engine.model_state import PairedModelState
 
         return PairedModelState
+
+
+def hold_in_reserve(z_NV: Tensor, rlvr_NV: Tensor, base_NV: Tensor, rows: Rows) -> Tensor:
+    """Give implausible tokens a finite logit, too low to be drawn beside a plausible one.
+
+    A grammar or another mask comes later and may forbid every plausible token; rlvr's order then
+    decides among the rest, where −inf everywhere would leave nothing to draw.
+    """
+    common = min(rlvr_NV.shape[1], base_NV.shape[1])
+    z, rlvr = z_NV[:, :common], rlvr_NV[:, :common]
+    of_rows_N = (rows.strength_N > 0) & (rows.plausibility_N > 0)
+    cut = z.isneginf() & ~rlvr.isneginf() & of_rows_N[:, None]
+    z.copy_(torch.where(cut, rlvr - RESERVE, z))
+    return z_NV

@@ -26,7 +26,9 @@ class Rows(NamedTuple):
 
     strength_N: Tensor
     plausibility_N: Tensor
-    extrapolating: bool  # whether any strength is not 0; known on the host, so no sync
+    # Known on the host, so that asking does not wait for the device:
+    extrapolating: bool  # whether any strength is not 0
+    cutting: bool  # whether any plausibility is not 0
 
 
 class SettingsTable:
@@ -57,7 +59,8 @@ class SettingsTable:
         if self._device.type == "cuda":
             host = host.pin_memory()  # the copy must not make the host wait for the device
         strength_N, plausibility_N = host.to(self._device, non_blocking=True)
-        return Rows(strength_N, plausibility_N, bool(self._settings[0, indices].any()))
+        extrapolating, cutting = (bool(setting.any()) for setting in self._settings[:, indices])
+        return Rows(strength_N, plausibility_N, extrapolating, cutting)
 
     def any_prompt_logprobs(self, indices: np.ndarray) -> bool:
         """Whether one of these requests also asked for log-probs of its prompt."""
@@ -93,9 +96,8 @@ class Step:
     def take(self, num_rows: int, device: torch.device) -> Rows | None:
         """The armed rows; None when the logits are those of a prompt, which rlvr alone scores."""
         if not self._started:
-            return Rows(
-                torch.ones(num_rows, device=device), torch.ones(num_rows, device=device), True
-            )
+            ones_N = torch.ones(num_rows, device=device)
+            return Rows(ones_N, ones_N, extrapolating=True, cutting=True)
         rows, self._rows = self._rows, None
         if rows is None:
             if self._prompt_logprobs:

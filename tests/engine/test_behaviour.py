@@ -85,6 +85,16 @@ def test_plausibility_cuts_what_rlvr_finds_implausible(engine, exact):
     assert drawn <= plausible < set(range(509))
 
 
+def test_a_mask_may_forbid_every_plausible_token(engine, exact):
+    """What a grammar leaves is drawn in rlvr's order, not refused for being implausible."""
+    unlikely = exact(PROMPT, [0], 0)[0].argsort()[:3].tolist()
+    params = settings(
+        3, plausibility=0.9, temperature=0, max_tokens=1, allowed_token_ids=sorted(unlikely)
+    )
+    (answer,) = ask(engine, [PROMPT], params)
+    assert answer.outputs[0].token_ids[0] == unlikely[-1]
+
+
 def test_logprobs_are_those_of_the_distribution_sampled_from(engine, exact):
     (answer,) = ask(engine, [PROMPT], settings(2, temperature=1, logprobs=5, top_p=0.9))
     (output,) = answer.outputs
