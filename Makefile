@@ -34,7 +34,7 @@ serve: env
 	.venv/bin/rlvr-decode serve $(PAIR) --host $(HOST) --port $(PORT)
 
 test: env
-	$(PYTEST) tests/engine --runner=v2
+	$(PYTEST) tests/engine/test_oracle.py tests/engine/test_behaviour.py tests/engine/test_speculation.py --runner=v2
 	$(PYTEST)
 
 test-gpu: env

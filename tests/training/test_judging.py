@@ -1,11 +1,13 @@
 """Judging: order, sums, and rewards that hang, crash, exit, lie or interfere."""
 
+import logging
 import os
 import signal
 import time
 
 import pytest
 
+from rlvr_decode.training import judging
 from rlvr_decode.training.guard import guarded
 from rlvr_decode.training.judging import Judge, RewardError, Weighted, read_rewards
 from rlvr_decode.training.rewards import math_verify
@@ -141,7 +143,10 @@ def test_a_worker_that_died_unasked_is_replaced(judge_of):
     assert judge.take_counts()["reward_crashes"] == 1
 
 
-def test_an_exception_is_counted_and_shown_once(judge_of, caplog):
+def test_an_exception_is_counted_and_shown_once(judge_of, caplog, monkeypatch):
+    # uvicorn and vLLM, if started earlier in this process, disable every logger they do not know.
+    monkeypatch.setattr(judging.LOG, "disabled", False)
+    monkeypatch.setattr(logging.getLogger("rlvr_decode"), "propagate", True)
     judge = judge_of("my_rewards:raises")
     for _ in range(2):
         assert judge.judge(["bad", "good", "bad"], [""] * 3) == [0.0, 1.0, 0.0]
