@@ -95,7 +95,8 @@ def interpreter():
         environment.setenv("TRITON_INTERPRET", "1")
         environment.setenv("PYTHONWARNINGS", "ignore::RuntimeWarning")  # NumPy's, about log 0
         process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        process.submit(torch.set_num_threads, 1).result()
+        environment.setenv("OMP_NUM_THREADS", "1")
+        process.submit(int).result()  # the process starts with its first task, in this environment
     with process:
         yield process
 
