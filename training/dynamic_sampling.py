@@ -3,7 +3,8 @@
 A group whose responses are all right, or all wrong, has no gradient in group-relative objectives
 (DAPO, arXiv 2503.14476, §3.2).
 
-B responses, P prompt tokens (padded on the left), T response tokens (padded on the right).
+B responses, P prompt tokens (padded on the left), T response tokens (padded on the right),
+D hidden width.
 """
 
 from __future__ import annotations
@@ -94,6 +95,13 @@ def _joined(parts: list[Judged]) -> Judged:
         logp_BT=right([r.logp_BT for r in rollouts]),
         finished_B=torch.cat([r.finished_B for r in rollouts]),
         texts=[text for r in rollouts for text in r.texts],
+        hidden_BTD=_hidden(rollouts, after),
     )
     rewards_B = torch.cat([part.rewards_B for part in parts])
     return Judged([prompt for part in parts for prompt in part.prompts], joined, rewards_B)
+
+
+def _hidden(parts: list[Rollouts], tokens: int) -> Tensor | None:
+    """The hidden states of all parts, if the sampler keeps them."""
+    kept = [part.hidden_BTD for part in parts if part.hidden_BTD is not None]
+    return torch.cat([pad(h, (0, 0, 0, tokens - h.shape[1])) for h in kept]) if kept else None

@@ -1,6 +1,7 @@
-"""MRPO's reward for sampled responses: one teacher-forced forward without gradient.
+"""MRPO's reward for sampled responses, from the hidden states that their tokens were drawn from.
 
-The hidden states exist for one part of the batch at a time, so memory is bounded by `rows`.
+The sampler's own forward passes have those; of rollouts that come without them, they are computed
+again by teacher forcing, for one part of the batch at a time, so memory is bounded by `rows`.
 
 B responses, T response tokens, D hidden width.
 """
@@ -38,7 +39,7 @@ class RankReward:
     power: int = 1
     center: bool = True
     rows: int = 64
-    """Responses per forward."""
+    """Responses per part."""
 
 
 class RankedRewards(NamedTuple):
@@ -71,12 +72,18 @@ def ranked_rewards(
 
 
 def response_ranks(model: PreTrainedModel, rollouts: Rollouts, settings: RankReward) -> Tensor:
-    """The least effective rank over windows of each response's hidden states, rank_B, float64."""
+    """The least effective rank over windows of each response's hidden states, rank_B, float64.
+
+    Of rollouts with hidden states no model is run; they are taken to be of `settings.layer`.
+    """
     parts = []
     for rows_b in torch.split(torch.arange(len(rollouts.texts)), settings.rows):
         part = rollouts.select(rows_b)
+        hidden_bTD = part.hidden_BTD
+        if hidden_bTD is None:
+            hidden_bTD = response_hidden(model, part, layer=settings.layer)
         rank_b = trajectory_rank(
-            response_hidden(model, part, layer=settings.layer),
+            hidden_bTD,
             part.mask_BT,
             window=settings.window,
             stride=settings.stride,
@@ -89,7 +96,7 @@ def response_ranks(model: PreTrainedModel, rollouts: Rollouts, settings: RankRew
 
 @torch.no_grad()
 def response_hidden(model: PreTrainedModel, rollouts: Rollouts, *, layer: int = -1) -> Tensor:
-    """The hidden states at the response's own tokens, hidden_BTD."""
+    """The hidden states that the response's tokens are drawn from, hidden_BTD."""
     tokens = rollouts.response_BT.shape[1]
     output = model(
         input_ids=torch.cat([rollouts.prompt_BP, rollouts.response_BT], dim=1),
@@ -98,5 +105,5 @@ def response_hidden(model: PreTrainedModel, rollouts: Rollouts, *, layer: int = 
         logits_to_keep=1,
         use_cache=False,
     )
-    hidden_BTD: Tensor = output.hidden_states[layer][:, -tokens:]
+    hidden_BTD: Tensor = output.hidden_states[layer][:, -tokens - 1 : -1]
     return hidden_BTD

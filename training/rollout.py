@@ -1,7 +1,7 @@
 """Rollouts: responses sampled from the policy, with the log-probabilities they were sampled at.
 
 B responses, P prompt tokens (padded on the left), T response tokens (padded on the right),
-V vocabulary, N rows still running.
+V vocabulary, D hidden width, N rows still running.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Rollouts:
 
     mask_BT is true on response tokens, the end-of-sequence token included; logp_BT is the
     sampler's log p of each (fp32, 0 where masked); finished_B tells who stopped by themselves.
+    hidden_BTD, if the sampler keeps it, is the hidden state that each token was drawn from.
     """
 
     prompt_BP: Tensor
@@ -33,14 +34,12 @@ class Rollouts:
     logp_BT: Tensor
     finished_B: Tensor
     texts: list[str]
+    hidden_BTD: Tensor | None = None
 
     def select(self, rows_B: Tensor) -> Rollouts:
         """Some of the responses, by number."""
-        tensors = {
-            field.name: getattr(self, field.name)[rows_B]
-            for field in fields(self)
-            if field.name != "texts"
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value[rows_B] for name, value in values.items() if torch.is_tensor(value)}
         return Rollouts(texts=[self.texts[row] for row in rows_B.tolist()], **tensors)
 
 
@@ -66,6 +65,8 @@ class TransformersRollout:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    layer: int | None = None
+    """Keep the hidden states of this layer, as `output_hidden_states` counts; None keeps none."""
 
     @torch.no_grad()
     def sample(
@@ -87,6 +88,7 @@ class TransformersRollout:
         response_BT = torch.full(shape, self.tokenizer.pad_token_id, device=device)
         logp_BT = torch.zeros(shape, device=device)
         mask_BT = torch.zeros(shape, dtype=torch.bool, device=device)
+        hidden_BTD = None
 
         cache = DynamicCache(config=self.model.config)
         running_N = torch.arange(len(prompt_BP), device=device)
@@ -96,12 +98,22 @@ class TransformersRollout:
             if where:
                 where["position_ids"] = where["position_ids"][:, -tokens.shape[1] :]
             output = self.model(
-                input_ids=tokens, **where, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=tokens,
+                **where,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                output_hidden_states=self.layer is not None,
             )
             token_N, logp_N = draw(output.logits[:, -1].float(), temperature, generator)
             response_BT[running_N, step] = token_N
             logp_BT[running_N, step] = logp_N
             mask_BT[running_N, step] = True
+            if self.layer is not None:
+                hidden_ND = output.hidden_states[self.layer][:, -1]
+                if hidden_BTD is None:
+                    hidden_BTD = hidden_ND.new_zeros(*shape, hidden_ND.shape[1])
+                hidden_BTD[running_N, step] = hidden_ND
 
             alive_N = ~torch.isin(token_N, stop)
             if not alive_N.any():
@@ -122,6 +134,7 @@ class TransformersRollout:
             logp_BT=logp_BT[:, :longest],
             finished_B=torch.isin(last_B, stop),
             texts=self.tokenizer.batch_decode(response_BT, skip_special_tokens=True),
+            hidden_BTD=None if hidden_BTD is None else hidden_BTD[:, :longest],
         )
 
     def _encoded(

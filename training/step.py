@@ -54,7 +54,9 @@ class Trainer:
         if self.compared and self.adapter is None:
             self.reference = open_model(base)[0].requires_grad_(False)
         self.engine: RolloutEngine = TransformersRollout(
-            model=self.policy, tokenizer=self.tokenizer
+            model=self.policy,
+            tokenizer=self.tokenizer,
+            layer=None if self.rank is None else self.rank.layer,
         )
         self.optimizer = adamw(self.policy, config.optim)
         self.resets = Resets(

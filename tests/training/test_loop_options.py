@@ -159,6 +159,7 @@ def drawn(rewards, group, texts):
             logp_BT=torch.full((count, tokens), -1.0),
             finished_B=torch.ones(count, dtype=torch.bool),
             texts=texts,
+            hidden_BTD=torch.full((count, tokens, 3), 2.0),
         ),
         torch.tensor(rewards),
     )
@@ -179,6 +180,7 @@ def test_groups_of_equal_rewards_are_replaced():
     assert rollouts.mask_BT.tolist() == [[True, False]] * 2 + [[True, True]] * 2
     assert rollouts.prompt_mask_BP.tolist() == [[False, True]] * 2 + [[True, True]] * 2
     assert rollouts.logp_BT.tolist() == [[-1, 0]] * 2 + [[-1, -1]] * 2
+    assert rollouts.hidden_BTD.tolist() == [[[2] * 3, [0] * 3]] * 2 + [[[2] * 3] * 2] * 2
 
 
 def test_rounds_end_and_nothing_to_learn_is_an_error():

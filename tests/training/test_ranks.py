@@ -1,5 +1,8 @@
-"""Ranks of sampled responses: the right tokens' hidden states, in parts of any size."""
+"""Ranks of sampled responses: the right hidden states, the sampler's or again, in any parts."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from rlvr_decode.training.model import open_model
@@ -8,27 +11,39 @@ from rlvr_decode.training.rollout import TransformersRollout
 from rlvr_decode.training.spectral import effective_rank
 
 
-def sampled(micro_base):
+def sampled(micro_base, layer=None):
     """Two prompts of different lengths, so one is padded, and responses of different lengths."""
     model, tokenizer = open_model(micro_base)
-    engine = TransformersRollout(model=model, tokenizer=tokenizer)
+    engine = TransformersRollout(model=model, tokenizer=tokenizer, layer=layer)
     prompts = ["12+3=?\n", "7\n"]
     return model, engine.sample(prompts, group=6, max_new_tokens=20, temperature=1.0, seed=0)
 
 
-def test_the_hidden_states_are_those_of_the_response(micro_base) -> None:
-    model, rollouts = sampled(micro_base)
-    for layer in (-1, 1):
-        hidden_BTD = response_hidden(model, rollouts, layer=layer)
-        for b in (0, 11):
-            prompt = rollouts.prompt_BP[b][rollouts.prompt_mask_BP[b]]
-            response = rollouts.response_BT[b][rollouts.mask_BT[b]]
-            with torch.no_grad():
-                output = model(torch.cat([prompt, response])[None], output_hidden_states=True)
-            expected_TD = output.hidden_states[layer][0, len(prompt) :]
-            torch.testing.assert_close(
-                hidden_BTD[b, : len(response)], expected_TD, rtol=1e-4, atol=1e-5
-            )
+@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("kept", [True, False], ids=["sampler", "again"])
+def test_each_token_has_the_state_it_was_drawn_from(micro_base, layer, kept) -> None:
+    model, rollouts = sampled(micro_base, layer if kept else None)
+    hidden_BTD = rollouts.hidden_BTD if kept else response_hidden(model, rollouts, layer=layer)
+    assert len({int(mask.sum()) for mask in rollouts.mask_BT}) > 3
+    for b in range(12):
+        prompt = rollouts.prompt_BP[b][rollouts.prompt_mask_BP[b]]
+        response = rollouts.response_BT[b][rollouts.mask_BT[b]]
+        with torch.no_grad():
+            output = model(torch.cat([prompt, response])[None], output_hidden_states=True)
+        expected_TD = output.hidden_states[layer][0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(
+            hidden_BTD[b, : len(response)], expected_TD, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_ranks_of_kept_states_run_no_model(micro_base) -> None:
+    model, rollouts = sampled(micro_base, layer=-1)
+    settings = RankReward(window=8, stride=4, rows=5)
+    again_B = response_ranks(model, replace(rollouts, hidden_BTD=None), settings)
+    model.forward = None
+    torch.testing.assert_close(
+        response_ranks(model, rollouts, settings), again_B, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_ranks_do_not_depend_on_the_parts(micro_base) -> None:
