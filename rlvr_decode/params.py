@@ -5,6 +5,7 @@ Standard library only: vLLM's front end imports this module in every process.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
 
 STRENGTH_RANGE = (-1.0, 10.0)
 PLAUSIBILITY_RANGE = (0.0, 1.0)
-GATES = ("none",)
+# The gates that compare something with a threshold: in nats, and `random` in probability.
+THRESHOLD_RANGES = {
+    "delta": (-100.0, 100.0),
+    "kl": (0.0, 100.0),
+    "reverse_kl": (0.0, 100.0),
+    "jsd": (0.0, math.log(2)),
+    "entropy": (0.0, 20.0),
+    "random": (0.0, 1.0),
+}
+GATES = ("none", "all", *THRESHOLD_RANGES)
+PRIMARIES = ("rlvr", "base")
 
 XARGS_PREFIX = "extrapolation_"
 
@@ -31,7 +42,16 @@ class Extrapolation:
     plausibility  in [0, 1]: for strength > 0, only tokens with
                   p_rlvr ≥ plausibility · max p_rlvr can be drawn; 0 keeps all. At strength ≤ 0
                   the distribution lies between the two models and nothing is cut.
-    gate          where to extrapolate: "none" is every position.
+    gate          where to extrapolate. "none": at every position, and vLLM samples as ever. With
+                  any other gate, a token is first drawn from the primary model and, where the
+                  gate says so, thrown away and drawn again from the extrapolated distribution
+                  (arXiv 2603.22117, §3 and §4): strength 0 replaces by rlvr.
+                  "delta": where the drawn token has Δ ≤ threshold, the papers' rule. "kl",
+                  "reverse_kl", "jsd": where KL(p_rlvr ‖ p_base), KL(p_base ‖ p_rlvr) or the
+                  Jensen–Shannon divergence ≥ threshold. "entropy": where the primary's ≥
+                  threshold. "random": with probability threshold. "all": always.
+    threshold     for the gates of `THRESHOLD_RANGES`, which require one.
+    primary       "rlvr" or "base": the model that a gate has the first draw from.
 
     Raises ValueError naming the setting, its value and what is permitted.
     """
@@ -39,16 +59,46 @@ class Extrapolation:
     strength: float = 0.0
     plausibility: float = 0.0
     gate: str = "none"
+    threshold: float | None = None
+    primary: str = "rlvr"
 
     def __post_init__(self) -> None:
-        _check_number("strength", self.strength, STRENGTH_RANGE)
-        _check_number("plausibility", self.plausibility, PLAUSIBILITY_RANGE)
-        if not isinstance(self.gate, str) or self.gate not in GATES:
-            raise SettingError("gate", self.gate, f"must be one of {', '.join(GATES)}")
+        for field in fields(self):
+            check_setting(field.name, getattr(self, field.name))
+        self._check_threshold()
+        if not self.gated and self.primary != "rlvr":
+            reason = f"gate {self.gate} draws once; leave it out, or choose a gate"
+            raise SettingError("primary", self.primary, reason)
+
+    def _check_threshold(self) -> None:
+        permitted = THRESHOLD_RANGES.get(self.gate)
+        if permitted is None and self.threshold is not None:
+            reason = f"gate {self.gate} compares with nothing; leave it out"
+            raise SettingError("threshold", self.threshold, reason)
+        if permitted is not None and self.threshold is None:
+            low, high = permitted
+            reason = f"gate {self.gate} needs a number from {low:g} to {high:g}"
+            raise SettingError("threshold", None, reason)
+        if permitted is not None:
+            _check_number("threshold", self.threshold, permitted)
+
+    @property
+    def gated(self) -> bool:
+        """Whether a token is drawn by the gated rule, which also applies temperature and cuts."""
+        return self.gate != "none"
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether base's logits matter; otherwise the request is plain rlvr's."""
+        return self.gated or self.strength != 0
 
     @classmethod
     def from_request(cls, value: object, defaults: Extrapolation) -> Extrapolation:
-        """Read the request field `extrapolation`: a number (the strength) or an object."""
+        """Read the request field `extrapolation`: a number (the strength) or an object.
+
+        What it leaves out is taken from the defaults; but threshold and primary belong to the gate,
+        and a request that names another gate than the defaults' gets neither of theirs.
+        """
         if not isinstance(value, Mapping):
             value = {"strength": value}
         return cls._from_mapping(value, defaults)
@@ -72,16 +122,25 @@ class Extrapolation:
 
     @classmethod
     def _from_mapping(cls, values: Mapping[str, Any], defaults: Extrapolation) -> Extrapolation:
-        known = [field.name for field in fields(cls)]
         for key, value in values.items():
-            if key not in known:
-                raise SettingError(key, value, f"unknown setting; known: {', '.join(known)}")
-        settings = {name: getattr(defaults, name) for name in known} | dict(values)
-        return cls(**settings)
+            check_setting(key, value)
+        settings = {name: getattr(defaults, name) for name in _CHECKS}
+        if values.get("gate", defaults.gate) != defaults.gate:
+            del settings["threshold"], settings["primary"]
+        return cls(**(settings | dict(values)))
 
     def to_extra_args(self) -> dict[str, float | str]:
         """The same settings as flat `vllm_xargs`, the inverse of `from_extra_args`."""
-        return {XARGS_PREFIX + field.name: getattr(self, field.name) for field in fields(self)}
+        return {XARGS_PREFIX + name: value for name, value in self._applied().items()}
+
+    def _applied(self) -> dict[str, Any]:
+        """The settings that mean something beside each other."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.threshold is None:
+            del settings["threshold"]
+        if not self.gated:
+            del settings["primary"]
+        return settings
 
     def sampling_params(self, **settings: Any) -> SamplingParams:
         """vLLM's `SamplingParams` with these settings in `extra_args`, for offline use.
@@ -95,7 +154,10 @@ class Extrapolation:
 
     def __str__(self) -> str:
         """The value of the response header `x-extrapolation`."""
-        return f"strength={self.strength:g}; plausibility={self.plausibility:g}; gate={self.gate}"
+        return "; ".join(
+            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+            for name, value in self._applied().items()
+        )
 
 
 class SettingError(ValueError):
@@ -114,6 +176,18 @@ def is_ours(key: str) -> bool:
     return key.startswith("extrapolation")
 
 
+def check_setting(name: str, value: object) -> None:
+    """Raise SettingError for an unknown setting, or a value that nothing beside it could permit."""
+    if name not in _CHECKS:
+        raise SettingError(name, value, f"unknown setting; known: {', '.join(_CHECKS)}")
+    allowed = _CHECKS[name]
+    if not isinstance(allowed[0], str):
+        if name != "threshold" or value is not None:
+            _check_number(name, value, allowed)
+    elif not isinstance(value, str) or value not in allowed:
+        raise SettingError(name, value, f"must be one of {', '.join(allowed)}")
+
+
 def _check_number(name: str, value: object, allowed: tuple[float, float]) -> None:
     low, high = allowed
     # bool is an int in Python, and `true` is no strength.
@@ -121,3 +195,16 @@ def _check_number(name: str, value: object, allowed: tuple[float, float]) -> Non
         raise SettingError(name, value, f"must be a number from {low:g} to {high:g}")
     if not low <= value <= high:  # NaN is not either
         raise SettingError(name, value, f"must be from {low:g} to {high:g}")
+
+
+# For each setting the range of numbers, or the words.
+_CHECKS: dict[str, tuple[Any, ...]] = {
+    "strength": STRENGTH_RANGE,
+    "plausibility": PLAUSIBILITY_RANGE,
+    "gate": GATES,
+    "threshold": (
+        min(low for low, _ in THRESHOLD_RANGES.values()),
+        max(high for _, high in THRESHOLD_RANGES.values()),
+    ),
+    "primary": PRIMARIES,
+}

@@ -54,6 +54,8 @@ class ExtrapolationProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Refuse, at admission, settings that are malformed or could not be honoured."""
         try:
             extrapolation = Extrapolation.from_extra_args(sampling_params.extra_args)
+            if extrapolation.gated:
+                raise SettingError(XARGS_PREFIX + "gate", extrapolation.gate, "not served yet")
             if extrapolation.strength != 0 and scores_prompt(sampling_params):
                 raise SettingError(
                     XARGS_PREFIX + "strength",
