@@ -2,7 +2,7 @@
 
 A step's tokens are stacked to 2N and run through vLLM's own model of the base once; see
 `stacked.py`. Decoding is bound by the reading of weights, so it costs little more than one model.
-Legend: N tokens or rows, H hidden size, V vocabulary.
+Legend: N tokens or rows, K of the rows that use base, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -88,12 +88,11 @@ class AdapterPairForCausalLM(PairModel):
     def rlvr_logits(self, rlvr_NH: Tensor) -> Tensor | None:
         return self.model.compute_logits(rlvr_NH)
 
-    def both_logits(self, rlvr_NH: Tensor, base_NH: Tensor) -> tuple[Tensor, Tensor] | None:
-        stacked = self.model.compute_logits(torch.cat([rlvr_NH, base_NH]))
+    def both_logits(self, rlvr_NH: Tensor, base_KH: Tensor) -> tuple[Tensor, Tensor] | None:
+        stacked = self.model.compute_logits(torch.cat([rlvr_NH, base_KH]))
         if stacked is None:
             return None
-        rlvr_NV, base_NV = stacked.chunk(2)
-        return rlvr_NV, base_NV
+        return stacked[: len(rlvr_NH)], stacked[len(rlvr_NH) :]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Base's weights; the adapter's were read when the model was made."""

@@ -2,7 +2,7 @@
 
 Each is vLLM's own class with its own attention layers, so the scheduler, paged KV cache, prefix
 cache and tensor parallelism serve both without knowing of a pair.
-Legend: N tokens or rows, H hidden size, V vocabulary.
+Legend: N tokens or rows, K of the rows that use base, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class PairedForCausalLM(PairModel):
     def rlvr_logits(self, rlvr_NH: Tensor) -> Tensor | None:
         return self.rlvr.compute_logits(rlvr_NH)
 
-    def both_logits(self, rlvr_NH: Tensor, base_NH: Tensor) -> tuple[Tensor, Tensor] | None:
+    def both_logits(self, rlvr_NH: Tensor, base_KH: Tensor) -> tuple[Tensor, Tensor] | None:
         # Both heads run on every rank, gathering or not: the gather is a collective.
         rlvr_NV = self.rlvr.compute_logits(rlvr_NH)
-        base_NV = self.base.compute_logits(base_NH)
-        return None if rlvr_NV is None or base_NV is None else (rlvr_NV, base_NV)
+        base_KV = self.base.compute_logits(base_KH)
+        return None if rlvr_NV is None or base_KV is None else (rlvr_NV, base_KV)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Rlvr's weights come first and bare, base's after them and prefixed."""

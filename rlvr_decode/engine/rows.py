@@ -2,7 +2,7 @@
 
 Both model runners keep a table of settings on the host, one entry a request: V1 by position in
 the batch, V2 by slot. Before a step's forward pass they name its rows and arm the `Step`; the
-model takes them when it computes the logits. Legend: N rows.
+model takes them when it computes the logits. Legend: N rows, K of them that use base.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Rows(NamedTuple):
 
     strength_N: Tensor
     plausibility_N: Tensor
+    # Which rows use base's logits, [K]; None is all of them. The others are rlvr's own.
+    paired_K: Tensor | None
     # Known on the host, so that asking does not wait for the device:
     extrapolating: bool  # whether any strength is not 0
     cutting: bool  # whether any plausibility is not 0
@@ -55,12 +57,22 @@ class SettingsTable:
 
     def rows(self, indices: np.ndarray) -> Rows:
         """The rows of a step, row i belonging to entry indices[i]."""
-        host = torch.from_numpy(self._settings[:, indices])
+        settings = self._settings[:, indices]
+        strength_N, plausibility_N = self._to_device(settings)
+        paired = np.flatnonzero(settings[0])
+        return Rows(
+            strength_N,
+            plausibility_N,
+            paired_K=None if len(paired) == len(indices) else self._to_device(paired),
+            extrapolating=len(paired) > 0,
+            cutting=bool(settings[1].any()),
+        )
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        host = torch.from_numpy(values)
         if self._device.type == "cuda":
             host = host.pin_memory()  # the copy must not make the host wait for the device
-        strength_N, plausibility_N = host.to(self._device, non_blocking=True)
-        extrapolating, cutting = (bool(setting.any()) for setting in self._settings[:, indices])
-        return Rows(strength_N, plausibility_N, extrapolating, cutting)
+        return host.to(self._device, non_blocking=True)
 
     def any_prompt_logprobs(self, indices: np.ndarray) -> bool:
         """Whether one of these requests also asked for log-probs of its prompt."""
@@ -97,7 +109,7 @@ class Step:
         """The armed rows; None when the logits are those of a prompt, which rlvr alone scores."""
         if not self._started:
             ones_N = torch.ones(num_rows, device=device)
-            return Rows(ones_N, ones_N, extrapolating=True, cutting=True)
+            return Rows(ones_N, ones_N, paired_K=None, extrapolating=True, cutting=True)
         rows, self._rows = self._rows, None
         if rows is None:
             if self._prompt_logprobs:
