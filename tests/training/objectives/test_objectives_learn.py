@@ -1,7 +1,8 @@
-"""Every preset, with several steps per batch, teaches a tabular policy to answer right."""
+"""What objectives teach a tabular policy: to answer right, and how narrowly."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -51,3 +52,39 @@ def test_the_right_answer_becomes_more_likely(name):
             optimizer.step()
             optimizer.zero_grad()
     assert right_first_token(logits_TV) > 0.35
+
+
+def right_of_twenty(name, seed):
+    """One token, ten of twenty are right: the chance of them, and the entropy they have lost."""
+    torch.manual_seed(seed)
+    objective = OBJECTIVES[name]()
+    logits_V = torch.zeros(20, requires_grad=True)
+    groups = torch.arange(4).repeat_interleave(8)
+    for _ in range(20):
+        tokens_B = torch.multinomial(logits_V.detach().softmax(0), len(groups), replacement=True)
+        logp_BT = logits_V.log_softmax(0)[tokens_B][:, None]
+        inputs = LossInputs(
+            logp_BT=logp_BT,
+            old_logp_BT=logp_BT.detach(),
+            mask_BT=torch.ones_like(logp_BT, dtype=torch.bool),
+            rewards_B=(tokens_B < 10).float(),
+            group_B=groups,
+        )
+        (gradient_V,) = torch.autograd.grad(objective(inputs).loss, logits_V)
+        logits_V = (logits_V - 2 * gradient_V).detach().requires_grad_()
+    right_R = logits_V.detach().softmax(0)[:10]
+    share_R = right_R / right_R.sum()
+    return right_R.sum().item(), math.log(10) + (share_R * share_R.log()).sum().item()
+
+
+def test_mistakes_teach_without_choosing_among_right_answers():
+    """PSR narrows right answers to those it met; NSR and W-REINFORCE keep them (2506.01347)."""
+    found = {
+        name: torch.tensor([right_of_twenty(name, seed) for seed in range(8)]).mean(0)
+        for name in ("psr", "nsr", "w_reinforce", "grpo_n", "grpo")
+    }
+    assert all(chance > 0.8 for chance, _ in found.values())
+    lost = {name: entropy.item() for name, (_, entropy) in found.items()}
+    assert max(lost["nsr"], lost["grpo_n"]) < 1e-5
+    assert lost["w_reinforce"] < 0.01
+    assert min(lost["psr"], lost["grpo"]) > 0.03
