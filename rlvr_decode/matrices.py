@@ -1,4 +1,4 @@
-"""The matrices of a pair, one at a time: the same weight before and after training.
+"""The weights of a pair, one at a time: the same tensor before and after training.
 
 Reads safetensors directories, full weights or plain LoRA, and never a whole model at once.
 
@@ -7,16 +7,20 @@ M, N  rows and columns of a weight
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
 from rlvr_decode.lora import lora_keys, lora_scaling, read_lora_config
+from rlvr_decode.weights import Weights
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Their rows are tokens; rows beyond the tokenizer's are padding that a pair may differ in.
+VOCABULARY_LAYERS = ("embed_tokens", "lm_head")
+_HEAD = "lm_head.weight"
 
 
 class MatrixPair(NamedTuple):
@@ -38,55 +42,72 @@ def matrix_pairs(
 
     Raises ValueError naming a weight that is missing on one side or has two shapes.
     """
-    base, rlvr = Path(base), Path(rlvr)
-    base_files, rlvr_files = _tensor_files(base), _tensor_files(rlvr)
-    names = sorted(name for name in base_files if _layer(name) in layers)
+    names = [name for name in Weights.open(base) if layer_of(name) in layers]
     if not names:
         raise ValueError(f"{base}: no weights of {', '.join(layers)}")
-    lora = read_lora_config(rlvr)
-    for name in names:
-        base_MN = _read(base_files, name, base)
-        if lora is None:
-            rlvr_MN = _read(rlvr_files, name, rlvr)
-        else:
-            rlvr_MN = _with_lora(base_MN.float(), name, lora, rlvr_files)
-        if base_MN.shape != rlvr_MN.shape:
-            shapes = f"{tuple(base_MN.shape)} in base, {tuple(rlvr_MN.shape)} in rlvr"
-            raise ValueError(f"{name}: {shapes}; the two are not one model")
-        yield MatrixPair(name, base_MN, rlvr_MN)
+    yield from _pairs(base, rlvr, names)
 
 
-def _layer(name: str) -> str | None:
+def weight_pairs(base: str | Path, rlvr: str | Path) -> Iterator[MatrixPair]:
+    """Every tensor of both checkpoints, norms, embeddings and biases too, by name.
+
+    Base's embeddings and head have rlvr's rows: those it has not are taken from rlvr, those it
+    has beyond are left out. A head that only one side stores is its embeddings again, and is
+    left out as well. Raises ValueError like `matrix_pairs`, and for quantised weights.
+    """
+    ours, theirs = Weights.open(base), Weights.open(rlvr)
+    names = set(ours)
+    if read_lora_config(Path(rlvr)) is None:
+        # Which checkpoints differ in this the tie key of their configs says, and they agree.
+        names -= {_HEAD} - set(theirs)
+        if only := sorted(set(theirs) - names - {_HEAD}):
+            raise ValueError(f"{only[0]}: in {rlvr}, but not in {base}; the two are not one model")
+    else:
+        layers = (name.removesuffix(".weight") for name in names)
+        if only := sorted(set(theirs) - {key for layer in layers for key in lora_keys(layer)}):
+            raise ValueError(f"{only[0]}: in {rlvr}, but {base} has no such layer")
+    yield from _pairs(base, rlvr, sorted(names))
+
+
+def count_weights(directory: str | Path) -> int:
+    """How many tensors a checkpoint holds, for progress bars."""
+    return len(Weights.open(directory).files)
+
+
+def layer_of(name: str) -> str | None:
     """The last part of the layer's name, of a parameter called `….LAYER.weight`."""
     path, _, leaf = name.rpartition(".")
     return path.rpartition(".")[2] if leaf == "weight" else None
 
 
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            files.update(dict.fromkeys(file.keys(), path))
-    if not files:
-        raise ValueError(f"{directory}: holds no .safetensors weights")
-    return files
+def _pairs(base: str | Path, rlvr: str | Path, names: Iterable[str]) -> Iterator[MatrixPair]:
+    ours, theirs = Weights.open(base), Weights.open(rlvr)
+    lora = read_lora_config(Path(rlvr))
+    for name in names:
+        base_MN = ours.read(name)
+        if lora is not None:
+            rlvr_MN = _with_lora(base_MN.float(), name, lora, theirs)
+        elif name in theirs:
+            rlvr_MN = theirs.read(name)
+        else:
+            raise ValueError(f"{name}: in base, but not in {rlvr}")
+        if layer_of(name) in VOCABULARY_LAYERS:
+            rows = min(len(base_MN), len(rlvr_MN))
+            base_MN = torch.cat([base_MN[:rows], rlvr_MN[rows:].to(base_MN.dtype)])
+        if base_MN.shape != rlvr_MN.shape:
+            shapes = f"{tuple(base_MN.shape)} in base, {tuple(rlvr_MN.shape)} in rlvr"
+            raise ValueError(f"{name}: {shapes}; the two are not one model")
+        for tensor in (base_MN, rlvr_MN):
+            if not tensor.is_floating_point() or tensor.element_size() == 1:
+                raise ValueError(f"{name}: {tensor.dtype}; quantised weights have no plain delta")
+        yield MatrixPair(name, base_MN, rlvr_MN)
 
 
-def _read(files: dict[str, Path], name: str, directory: Path) -> Tensor:
-    if name not in files:
-        raise ValueError(f"{name}: in base, but not in {directory}")
-    with safe_open(files[name], framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-    return tensor
-
-
-def _with_lora(
-    base_MN: Tensor, name: str, config: dict[str, Any], files: dict[str, Path]
-) -> Tensor:
+def _with_lora(base_MN: Tensor, name: str, config: dict[str, Any], adapter: Weights) -> Tensor:
     """The weight with its update, or as it is where the adapter leaves the layer alone."""
     layer = name.removesuffix(".weight")
     keys = lora_keys(layer)
-    if not any(key in files for key in keys):
+    if not any(key in adapter for key in keys):
         return base_MN
-    A_RN, B_MR = (_read(files, key, next(iter(files.values())).parent).float() for key in keys)
+    A_RN, B_MR = (adapter.read(key).float() for key in keys)
     return base_MN + lora_scaling(config, layer, A_RN.shape[0]) * (B_MR @ A_RN)

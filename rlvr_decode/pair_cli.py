@@ -1,4 +1,4 @@
-"""`rlvr-decode pair make|check|show`."""
+"""`rlvr-decode pair VERB …`: what there is to do with pairs (`derive_cli.py`: to make others)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlvr_decode import derive_cli
 from rlvr_decode.pair import FILE, Checkpoint, Pair, locate, write_pair
 from rlvr_decode.params import Extrapolation
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     try:
         VERBS[args.verb](args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0
 
@@ -33,10 +34,7 @@ def make(args: argparse.Namespace) -> None:
         rlvr=args.rlvr,
         defaults=Extrapolation(strength=args.strength, plausibility=args.plausibility),
     )
-    print(f"{directory / FILE}\nserve it: rlvr-decode serve {folder}")
-    places = [place.directory for place in (pair.base, pair.rlvr) if place.directory]
-    if not all(place.is_relative_to(directory) for place in places):
-        print("it names directories of this machine, so it cannot be copied to another")
+    derive_cli.announce(pair, folder)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -83,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     for each in (checking, showing):
         each.add_argument("pair", help="a name, a directory, or a pair.json")
     showing.add_argument("--json", action="store_true", help="print pair.json itself")
+    derive_cli.add_parsers(verbs)
     return parser
 
 
-VERBS = {"make": make, "check": check, "show": show}
+VERBS = {"make": make, "check": check, "show": show, **derive_cli.VERBS}

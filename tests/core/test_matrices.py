@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlvr_decode.matrices import matrix_pairs
+from rlvr_decode.matrices import matrix_pairs, weight_pairs
 
 UP = "model.layers.0.mlp.up_proj"
 DOWN = "model.layers.0.mlp.down_proj"
@@ -83,3 +83,20 @@ def test_only_plain_lora_is_read(weights: dict[str, Tensor], tmp_path: Path, key
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"{key}: only plain LoRA"):
         list(matrix_pairs(base, adapter))
+
+
+def test_an_adapter_of_another_model_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    base = write(tmp_path / "base", weights)
+    keys = [f"base_model.model.model.layers.9.mlp.up_proj.lora_{side}.weight" for side in "AB"]
+    adapter = write(tmp_path / "adapter", {key: torch.ones(1, 1) for key in keys})
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 1, "lora_alpha": 1}))
+    with pytest.raises(ValueError, match=r"layers\.9\.mlp.*base has no such layer"):
+        list(weight_pairs(base, adapter))
+
+
+def test_quantised_weights_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    base = write(tmp_path / "base", weights)
+    coded = weights | {f"{UP}.weight": torch.ones(6, 4, dtype=torch.float8_e4m3fn)}
+    rlvr = write(tmp_path / "rlvr", coded)
+    with pytest.raises(ValueError, match=f"{UP}.weight: torch.float8_e4m3fn; quantised"):
+        list(weight_pairs(base, rlvr))
