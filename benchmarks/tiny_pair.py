@@ -101,7 +101,7 @@ def respond(
             .float()
             for model, cache in zip(models, caches, strict=True)
         ]
-        token_N, _ = draw(combine(logits, arm), arm.temperature, generator)
+        token_N, _ = draw(combine(logits, arm), arm.temperature, [(generator, len(running))])
         for row, token in zip(running.tolist(), token_N.tolist(), strict=True):
             responses[row].append(token)
         alive_N = token_N != stop

@@ -6,7 +6,8 @@ V vocabulary, D hidden width, N rows still running.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Protocol
@@ -54,8 +55,13 @@ class RolloutEngine(Protocol):
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        first: int = 0,
     ) -> Rollouts:
-        """`group` responses to each prompt; the same seed gives the same ones."""
+        """`group` responses to each prompt; the same seed gives the same ones.
+
+        first  number of the first prompt. What is drawn for a prompt depends on the seed and its
+               number, and on no other prompt, so a batch may be divided over processes.
+        """
         ...
 
 
@@ -77,12 +83,16 @@ class TransformersRollout:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        first: int = 0,
     ) -> Rollouts:
         """Temperature 0 is greedy, and its log-probabilities are the model's at temperature 1."""
         self.model.train(False)
         device = self.model.device
         prompt_BP, prompt_mask_BP = self._encoded(prompts, group, max_new_tokens)
-        generator = torch.Generator(device).manual_seed(seed)
+        generators = [
+            torch.Generator(device).manual_seed(prompt_seed(seed, first + number))
+            for number in range(len(prompts))
+        ]
         stop = _stop_ids(self.model).to(device)
         shape = (len(prompt_BP), max_new_tokens)
         response_BT = torch.full(shape, self.tokenizer.pad_token_id, device=device)
@@ -105,7 +115,10 @@ class TransformersRollout:
                 logits_to_keep=1,
                 output_hidden_states=self.layer is not None,
             )
-            token_N, logp_N = draw(output.logits[:, -1].float(), temperature, generator)
+            rows = torch.bincount(running_N // group, minlength=len(prompts)).tolist()
+            token_N, logp_N = draw(
+                output.logits[:, -1].float(), temperature, zip(generators, rows, strict=True)
+            )
             response_BT[running_N, step] = token_N
             logp_BT[running_N, step] = logp_N
             mask_BT[running_N, step] = True
@@ -160,18 +173,30 @@ class TransformersRollout:
         )
 
 
+def prompt_seed(seed: int, number: int) -> int:
+    """The seed of the responses to one prompt of a batch."""
+    return random.Random(f"{seed}/{number}").getrandbits(63)
+
+
 def draw(
-    logits_NV: Tensor, temperature: float, generator: torch.Generator
+    logits_NV: Tensor, temperature: float, generators: Iterable[tuple[torch.Generator, int]]
 ) -> tuple[Tensor, Tensor]:
-    """One token per row from softmax(logits / temperature), and its log p there."""
+    """One token per row from softmax(logits / temperature), and its log p there.
+
+    generators  where chance comes from, each for so many of the rows, in order.
+    """
     if temperature == 0:
         logp_NV = logits_NV.log_softmax(-1)
         token_N = logits_NV.argmax(-1)
     else:
         logp_NV = (logits_NV / temperature).log_softmax(-1)
         # Gumbel's trick: the argmax of log p − log(exponential noise) is a sample of p.
-        noise_NV = torch.empty_like(logp_NV).exponential_(generator=generator)
-        token_N = (logp_NV - noise_NV.log()).argmax(-1)
+        noise_NV = torch.empty_like(logp_NV)
+        start = 0
+        for generator, rows in generators:
+            noise_NV[start : start + rows].exponential_(generator=generator)
+            start += rows
+        token_N = (logp_NV - noise_NV.log_()).argmax(-1)
     return token_N, logp_NV.gather(-1, token_N.unsqueeze(-1)).squeeze(-1)
 
 

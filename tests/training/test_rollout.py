@@ -17,9 +17,9 @@ def engine(micro_base):
     return TransformersRollout(model=model, tokenizer=tokenizer)
 
 
-def sample(engine, prompts=PROMPTS, *, group=16, tokens=24, temperature=1.0, seed=0):
+def sample(engine, prompts=PROMPTS, *, group=16, tokens=24, temperature=1.0, seed=0, first=0):
     return engine.sample(
-        prompts, group=group, max_new_tokens=tokens, temperature=temperature, seed=seed
+        prompts, group=group, max_new_tokens=tokens, temperature=temperature, seed=seed, first=first
     )
 
 
@@ -76,6 +76,14 @@ def test_the_seed_decides(engine):
     assert first.texts == again.texts != other.texts
 
 
+def test_a_batch_can_be_divided(engine):
+    """Whether one process samples or three, each prompt gets the same responses."""
+    whole = sample(engine, seed=5)
+    parts = [sample(engine, PROMPTS[i : i + 1], seed=5, first=i) for i in range(3)]
+    assert whole.texts == [text for part in parts for text in part.texts]
+    assert len(set(whole.texts)) > 40
+
+
 def test_greedy_is_the_most_likely_token(engine):
     rollouts = sample(engine, group=1, temperature=0.0)
     with torch.no_grad():
@@ -89,7 +97,7 @@ def test_greedy_is_the_most_likely_token(engine):
 def test_draws_follow_the_distribution():
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, float("-inf")])
     generator = torch.Generator().manual_seed(0)
-    token_N, logp_N = draw(logits.expand(200_000, -1), 0.8, generator)
+    token_N, logp_N = draw(logits.expand(200_000, -1), 0.8, [(generator, 200_000)])
     expected = (logits / 0.8).softmax(-1)
     counts = torch.bincount(token_N, minlength=5)
     # Pearson's χ² with three degrees of freedom exceeds 16.3 once in a thousand.
