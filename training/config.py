@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlvr_decode.params import Extrapolation
+from rlvr_decode.training.recipe_file import read_values
 
 T = TypeVar("T")
 
@@ -202,13 +203,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Train:
     >>> load("tiny", ["optim.lr=1e-4"]).optim.lr
     0.0001
     """
-    path = Path(recipe)
-    if path.suffix != ".toml":
-        path = RECIPES / f"{recipe}.toml"
-    if not path.is_file():
-        bundled = sorted(file.stem for file in RECIPES.glob("*.toml"))
-        raise ValueError(f"recipe {str(recipe)!r}: no such file; bundled: {', '.join(bundled)}")
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    values = read_values(recipe, bundled=RECIPES)
     for item in overrides:
         override(values, item)
     return build(Train, values)
