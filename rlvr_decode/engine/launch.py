@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvr_decode.engine.refusals import PROCESSOR
+from rlvr_decode.engine.side_channel import EXTENSION
 
 if TYPE_CHECKING:
     from rlvr_decode.pair import Pair
 
 # What makes the engine a pair; an override would make it something else.
-OWNED = frozenset({"model", "revision", "tokenizer", "hf_overrides", "logits_processors"})
+OWNED = frozenset(
+    {"model", "revision", "tokenizer", "hf_overrides", "logits_processors", "worker_extension_cls"}
+)
 
 
 def engine_args(pair: Pair, **overrides: Any) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def engine_args(pair: Pair, **overrides: Any) -> dict[str, Any]:
     return {
         "model": str(model),
         "logits_processors": [PROCESSOR],
+        "worker_extension_cls": EXTENSION,
         "hf_overrides": {"rlvr_architectures": config["architectures"], **overrides_of_config},
         "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",
         # Either model may have been taught another end of sequence. (vLLM takes sampling
