@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from rlvr_decode import fetched
 from rlvr_decode.pair_check import disagreements, engine_stops, stop_token_ids
 from rlvr_decode.pair_file import FORMAT, HUB_ID, NAME, parse
 from rlvr_decode.params import Extrapolation
+from rlvr_decode.places import cache_directory
 
 FILE = "pair.json"
 
@@ -34,11 +35,14 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """One of the two models: a directory of this machine, or a repository of the hub.
+    """One of the two models: a directory of this machine, a repository of the hub, or a package.
+
+    Of `directory`, `hub` and `fetched` one is given.
 
     kind       "full" weights, or an "adapter" (PEFT's format) on the base weights.
-    directory  an absolute directory; None for a hub repository.
-    hub        "org/name" with its `revision`; None for a directory.
+    directory  an absolute directory.
+    hub        "org/name" with its `revision`.
+    fetched    a key of `fetched.CHECKPOINTS`.
     sha256     digest by file name, of weights and configs (`pair make` records them).
     """
 
@@ -46,12 +50,15 @@ class Checkpoint:
     directory: Path | None = None
     hub: str | None = None
     revision: str | None = None
+    fetched: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def fetch(self) -> Path:
-        """The directory that holds the files, downloaded first if it is on the hub."""
+        """The directory that holds the files, downloaded first if it is elsewhere."""
         if self.directory is not None:
             return self.directory
+        if self.fetched is not None:
+            return fetched.fetch(self.fetched)
         from huggingface_hub import snapshot_download
 
         assert self.hub is not None
@@ -61,6 +68,8 @@ class Checkpoint:
         ).resolve()
 
     def __str__(self) -> str:
+        if self.fetched is not None:
+            return f"{self.fetched} (of {fetched.CHECKPOINTS[self.fetched]})"
         return str(self.directory) if self.hub is None else f"{self.hub}@{self.revision}"
 
 
@@ -138,7 +147,7 @@ class Pair:
 def locate(source: str | Path) -> Path:
     """The `pair.json` of a pair's name, directory or file; a name wins over a directory."""
     text = str(source)
-    folders = [Path(__file__).parent / "pairs", cache_directory()]
+    folders = [Path(__file__).parent / "pairs", cache_directory("pairs")]
     named = [folder / text / FILE for folder in folders if NAME.fullmatch(text)]
     path = Path(source).expanduser()
     for file in [*named, path / FILE, path]:
@@ -149,12 +158,6 @@ def locate(source: str | Path) -> Path:
         f"no pair {text!r}: it is neither a directory with a {FILE} nor one of "
         f"{', '.join(known) or '(none bundled)'}; `rlvr-decode pair make BASE RLVR` makes one"
     )
-
-
-def cache_directory() -> Path:
-    """Where fetched pairs live, following the XDG base directory specification."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "rlvr-decode" / "pairs"
 
 
 def write_pair(
@@ -168,8 +171,8 @@ def write_pair(
 ) -> Pair:
     """Write `directory/pair.json` for two checkpoints that agree, and hash their files.
 
-    base, rlvr  a directory, or a hub repository as "org/name" or "org/name@revision" (the commit
-                it stands for is recorded). An rlvr directory with an `adapter_config.json` is
+    base, rlvr  a directory, a key of `fetched.CHECKPOINTS`, or a hub repository as "org/name" or
+                "org/name@revision" (the commit it stands for is recorded). An rlvr directory with an `adapter_config.json` is
                 an adapter on base. A directory outside `directory` is recorded as `local`.
 
     Raises ValueError when the two cannot be a pair; then nothing is written.
@@ -229,13 +232,20 @@ def _hashed(source: str | Path) -> Checkpoint:
     if path.is_dir():
         place: dict[str, Any] = {"directory": path.resolve()}
         files = path
+    elif source in fetched.CHECKPOINTS:
+        place = {"fetched": source}
+        files = fetched.fetch(str(source))
     elif isinstance(source, str) and HUB_ID.fullmatch(source.partition("@")[0]):
         hub, _, revision = source.partition("@")
         files = Checkpoint(hub=hub, revision=revision or "main").fetch()
         # The hub's cache keeps one folder per commit, named by it.
         place = {"hub": hub, "revision": files.name}
     else:
-        raise ValueError(f"checkpoint {str(source)!r} is neither a directory nor a hub id org/name")
+        known = ", ".join(fetched.CHECKPOINTS)
+        raise ValueError(
+            f"checkpoint {str(source)!r} is neither a directory, nor a hub id org/name, nor one of "
+            f"{known}"
+        )
     kind = "adapter" if (files / "adapter_config.json").is_file() else "full"
     weights = [pattern for pattern in WEIGHT_FILES if pattern != "*config.json"]
     configs = ["config.json", "generation_config.json", "adapter_config.json"]
@@ -243,8 +253,10 @@ def _hashed(source: str | Path) -> Checkpoint:
 
 
 def _written(checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
-    if checkpoint.directory is None:
-        place: dict[str, Any] = {"path": checkpoint.hub, "revision": checkpoint.revision}
+    if checkpoint.fetched is not None:
+        place: dict[str, Any] = {"fetched": checkpoint.fetched}
+    elif checkpoint.directory is None:
+        place = {"path": checkpoint.hub, "revision": checkpoint.revision}
     elif checkpoint.directory.is_relative_to(directory):
         inside = checkpoint.directory.relative_to(directory).as_posix()
         place = {"path": inside, "revision": None}

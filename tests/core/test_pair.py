@@ -114,8 +114,11 @@ WRONG_FILES = [
     (lambda p: p["base"].update(revision=""), "base.revision=''", "must be null or"),
     (lambda p: p["base"].update(revision="main"), "base.path='base'", "must be a hub id"),
     (lambda p: p["base"].update(path="../x/y", revision="main"), "base.path=", "must be a hub id"),
-    (lambda p: p["base"].update(local="/tmp"), "base=", "either `path` or `local`"),
-    (lambda p: p["base"].pop("path"), "base=", "either `path` or `local`"),
+    (lambda p: p["base"].update(local="/tmp"), "base=", "give one of `path`, `local`"),
+    (lambda p: p["base"].pop("path"), "base=", "give one of `path`, `local`"),
+    (lambda p: p.update(base={"fetched": "x"}), "base.fetched='x'", "must be smollm2"),
+    (lambda p: p.update(base={"fetched": ["x"]}), "base.fetched=['x']", "must be smollm2"),
+    (lambda p: p["base"].update(fetched="smollm2-135m-instruct"), "base=", "give one of"),
     (lambda p: p.update(base={"local": "base"}), "base.local='base'", "absolute path"),
     (lambda p: p.update(base={"local": "/no/such"}), "base.local='/no/such'", "no such directory"),
     (lambda p: p.update(base={"local": "/", "revision": "a"}), "base.local='/'", "revision"),
@@ -165,7 +168,7 @@ def test_a_pair_that_cannot_be_one_is_not_written(made, directory, tmp_path):
     with pytest.raises(ValueError, match="rms_norm_eps"):
         write_pair(tmp_path / "new", name="x", base=directory / "base", rlvr=directory / "rlvr")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="neither a directory nor a hub id"):
+    with pytest.raises(ValueError, match="neither a directory, nor a hub id"):
         write_pair(tmp_path / "new", name="x", base=tmp_path / "absent", rlvr=made / "rlvr")
     with pytest.raises(ValueError, match="use letters"):
         write_pair(tmp_path / "new", name="x@1", base=made / "base", rlvr=made / "rlvr")
