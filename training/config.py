@@ -164,6 +164,8 @@ class Train:
     """Absent, all weights train."""
     rank: dict[str, Any] | None = None
     """MRPO's reward: settings of `ranks.RankReward`. Rewards of 1 and more count as correct."""
+    verl: dict[str, Any] | None = None
+    """VERL's bonus, for an objective that reads it: settings of `trends.TrendSettings`."""
     stages: dict[str, Any] | None = None
     """Follow the two stages of RLVR: settings of `stages.StageSettings`."""
     reset: dict[str, Any] | None = None

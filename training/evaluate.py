@@ -14,10 +14,14 @@ from rlvr_decode.training.task import Task, fill_skipped, judge, render
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accuracy:
-    """Mean reward over prompts, each the mean of its samples; the error is over prompts."""
+    """Mean reward over prompts, each the mean of its samples; the error is over prompts.
+
+    correct  how many samples of each prompt got the whole reward.
+    """
 
     mean: float
     standard_error: float
+    correct: list[int]
 
 
 def accuracy(
@@ -42,8 +46,10 @@ def accuracy(
     )
     judged, _ = judge(task, [prompt for prompt in asked for _ in range(samples)], rollouts.texts)
     rewards = fill_skipped(judged, samples)
-    means = [statistics.fmean(rewards[at : at + samples]) for at in range(0, len(rewards), samples)]
+    groups = [rewards[at : at + samples] for at in range(0, len(rewards), samples)]
+    means = [statistics.fmean(group) for group in groups]
     return Accuracy(
         mean=statistics.fmean(means),
         standard_error=statistics.stdev(means) / math.sqrt(prompts),
+        correct=[sum(reward >= 1 for reward in group) for group in groups],
     )

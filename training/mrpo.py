@@ -4,17 +4,15 @@ The reward, its normalisations, and the cures for what it invites on easy prompt
 whose responses are all right, rewards differ by rank alone, and dividing by their tiny standard
 deviation blows that up to the size of a real lesson (*rank-chasing*). The trainer shapes rewards
 with `mrpo_rewards` before `Objective.prepare`; `mrpo_advantages` is the estimator that goes with
-them. `a_grae` and VERL's capped bonus are neighbours that also reshape GRPO's advantages.
+them. `a_grae` is a neighbour that also reshapes GRPO's advantages.
 
 Not known from the papers, so options here: the rank's normalisation, window stride and layer.
 Left out: the effective rank itself (`spectral.py`) and any gradient through it.
 
-B responses, W stretches of a response.
+B responses.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -165,59 +163,6 @@ def a_grae(
     blended_B = ((1 - mean) * easy_B + mean * hard_B).where(mixed_B, 0)
     praise = (mean / _positive("alpha", alpha)).clamp(max=1)
     return torch.where(blended_B > 0, blended_B * praise, blended_B)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankTrend:
-    """A response's effective rank as it grows: level, mean speed, mean acceleration.
-
-    VERL's ER, ERV and ERA (arXiv 2509.23808), as scalars, or as a batch's running averages.
-    """
-
-    level: float
-    speed: float
-    acceleration: float
-
-    @classmethod
-    def of(cls, ranks_W: Tensor) -> RankTrend:
-        """Of one response's `prefix_ranks`; speeds need two stretches, accelerations three."""
-        speed_W = ranks_W.diff()
-        acceleration_W = speed_W.diff()
-        return cls(
-            level=float(ranks_W[-1]),
-            speed=float(speed_W.mean()) if len(speed_W) else 0.0,
-            acceleration=float(acceleration_W.mean()) if len(acceleration_W) else 0.0,
-        )
-
-    def averaged(self, batch: list[RankTrend], *, decay: float = 0.3) -> RankTrend:
-        """These running averages after one more batch; `decay` is the weight of the new one."""
-        count = len(batch)
-        return RankTrend(
-            level=self.level + decay * (sum(t.level for t in batch) / count - self.level),
-            speed=self.speed + decay * (sum(t.speed for t in batch) / count - self.speed),
-            acceleration=self.acceleration
-            + decay * (sum(t.acceleration for t in batch) / count - self.acceleration),
-        )
-
-
-def verl_bonus(trends: list[RankTrend], average: RankTrend, *, gain: float = 1.0) -> Tensor:
-    """How much each response explores (rank) or exploits (speed of rank) beyond the usual.
-
-    tanh of the relative deviations from the running averages, the exploring part weighted by
-    sigmoid(gain · deviation of the acceleration) and the exploiting part by the rest. Which part
-    gets which weight, and the gain, are our reading. Returns bonus_B for `capped_bonus`.
-    """
-    values_B3 = torch.tensor([[t.level, t.speed, t.acceleration] for t in trends])
-    usual_3 = torch.tensor([average.level, average.speed, average.acceleration])
-    explore_B, exploit_B, turn_B = ((values_B3 - usual_3) / (usual_3.abs() + 1e-6)).unbind(1)
-    weight_B = torch.sigmoid(gain * turn_B)
-    return weight_B * explore_B.tanh() + (1 - weight_B) * exploit_B.tanh()
-
-
-def capped_bonus(advantages_B: Tensor, bonus_B: Tensor, *, kappa: float = 2.0) -> Tensor:
-    """VERL: A + min(relu(bonus), |A| / kappa), so a group without a lesson gets no bonus."""
-    limit_B = advantages_B.abs() / _positive("kappa", kappa)
-    return advantages_B + torch.minimum(bonus_B.clamp(min=0), limit_B)
 
 
 def _positive(name: str, value: float) -> float:

@@ -8,6 +8,7 @@ B responses, T response tokens, D hidden width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,22 +77,32 @@ def response_ranks(model: PreTrainedModel, rollouts: Rollouts, settings: RankRew
 
     Of rollouts with hidden states no model is run; they are taken to be of `settings.layer`.
     """
-    parts = []
-    for rows_b in torch.split(torch.arange(len(rollouts.texts)), settings.rows):
-        part = rollouts.select(rows_b)
-        hidden_bTD = part.hidden_BTD
-        if hidden_bTD is None:
-            hidden_bTD = response_hidden(model, part, layer=settings.layer)
-        rank_b = trajectory_rank(
+    parts = [
+        trajectory_rank(
             hidden_bTD,
-            part.mask_BT,
+            mask_bT,
             window=settings.window,
             stride=settings.stride,
             power=settings.power,
             center=settings.center,
         )
-        parts.append(rank_b)
+        for hidden_bTD, mask_bT in hidden_parts(
+            model, rollouts, layer=settings.layer, rows=settings.rows
+        )
+    ]
     return torch.cat(parts)
+
+
+def hidden_parts(
+    model: PreTrainedModel, rollouts: Rollouts, *, layer: int, rows: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Hidden states and mask of `rows` responses at a time: the sampler's, or computed again."""
+    for rows_b in torch.split(torch.arange(len(rollouts.texts)), rows):
+        part = rollouts.select(rows_b)
+        hidden_bTD = part.hidden_BTD
+        if hidden_bTD is None:
+            hidden_bTD = response_hidden(model, part, layer=layer)
+        yield hidden_bTD, part.mask_BT
 
 
 @torch.no_grad()

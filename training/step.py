@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from rlvr_decode.training.adapted import adapt, write_adapter
 from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.dynamic_sampling import Collected, Judged, collect
-from rlvr_decode.training.evaluate import accuracy
+from rlvr_decode.training.held_out import HeldOut
 from rlvr_decode.training.logprobs import check_head, response_logprobs
 from rlvr_decode.training.model import open_model, save_model
 from rlvr_decode.training.mrpo import mrpo_metrics
@@ -29,6 +30,7 @@ from rlvr_decode.training.rollout import RolloutEngine, Rollouts, TransformersRo
 from rlvr_decode.training.run import draw_seed
 from rlvr_decode.training.staging import Staging
 from rlvr_decode.training.task import Prompt, Task, fill_skipped, judge, render
+from rlvr_decode.training.trends import Trends, TrendSettings
 from rlvr_decode.training.update import REMEDY, update
 
 
@@ -40,7 +42,11 @@ class Trainer:
         self.task = task
         self.objective = objective
         self.rank = None if config.rank is None else build(RankReward, config.rank, "rank")
+        self.trends = None
+        if "bonus_B" in objective.needs:
+            self.trends = Trends(build(TrendSettings, config.verl or {}, "verl"))
         self.staging = Staging(config.stages)
+        self.evaluation = HeldOut(config)
         self.policy, self.tokenizer = open_model(base)
         check_head(self.policy)
         if config.optim.gradient_checkpointing:
@@ -56,7 +62,7 @@ class Trainer:
         self.engine: RolloutEngine = TransformersRollout(
             model=self.policy,
             tokenizer=self.tokenizer,
-            layer=None if self.rank is None else self.rank.layer,
+            layer=self.kept_layer(),
         )
         self.optimizer = adamw(self.policy, config.optim)
         self.resets = Resets(
@@ -181,7 +187,17 @@ class Trainer:
         if "greedy_rewards_B" in self.objective.needs:
             greedy = self.judge(prompts, self.sample(prompts, step, greedy=True), 1)
             inputs = replace(inputs, greedy_rewards_B=greedy.repeat_interleave(group))
+        if self.trends is not None:
+            inputs = replace(inputs, bonus_B=self.trends.bonus(self.policy, rollouts))
         return inputs
+
+    def kept_layer(self) -> int | None:
+        """Whose hidden states the sampler keeps: what ranks are taken of, if any are."""
+        layers = {self.rank.layer} if self.rank is not None else set()
+        layers |= {self.trends.settings.layer} if self.trends is not None else set()
+        if len(layers) > 1:
+            raise ValueError(f"rank.layer and verl.layer differ ({sorted(layers)}): keep one layer")
+        return layers.pop() if layers else None
 
     def logprobs(self, rollouts: Rollouts, model: Any = None) -> tuple[Tensor, Tensor]:
         """log p and entropy of the responses under the policy, or another model."""
@@ -203,21 +219,19 @@ class Trainer:
         return torch.autocast(device, torch.bfloat16, enabled=self.config.optim.bf16)
 
     def held_out(self) -> dict[str, float]:
-        """Accuracy on held-out prompts, the same at every evaluation of a run."""
-        settings = self.config.evaluation
-        if settings.every == 0:
-            return {}
-        result = accuracy(
-            self.engine,
-            self.task,
-            self.tokenizer,
-            prompts=settings.prompts,
-            samples=settings.samples,
-            max_new_tokens=self.config.rollout.max_new_tokens,
-            temperature=self.config.rollout.temperature,
-            seed=self.config.seed,
-        )
-        return {"held_out": result.mean, "held_out_se": result.standard_error}
+        """Accuracy and reach on held-out prompts, the same at every evaluation of a run."""
+        return self.evaluation.measure(self.engine, self.task, self.tokenizer)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and optimiser."""
+        trends = {} if self.trends is None else self.trends.state()
+        return self.staging.state() | self.resets.state() | self.evaluation.state() | trends
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        for part in (self.staging, self.resets, self.evaluation, self.trends):
+            if part is not None:
+                part.restore(state)
 
     def save(self, directory: Path) -> None:
         """Write the rlvr half: the adapter as LoRA, or the whole model."""

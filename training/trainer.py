@@ -30,6 +30,7 @@ from rlvr_decode.training.run import claim, provenance
 from rlvr_decode.training.stages import StageSettings
 from rlvr_decode.training.step import Trainer
 from rlvr_decode.training.task import Corpus, Task
+from rlvr_decode.training.trends import TrendSettings
 
 _SHOWN = {
     "reward": "reward",
@@ -92,8 +93,7 @@ def run(config: Train, task: Task) -> Path:
         log.rewind(-1)
         log.write(0, before)
     log.rewind(state["step"])
-    trainer.staging.restore(state)
-    trainer.resets.restore(state)
+    trainer.restore(state)
 
     steps = 0 if state["finished"] else config.optim.steps
     with tqdm(desc="train", total=config.optim.steps, initial=state["step"]) as bar:
@@ -105,7 +105,7 @@ def run(config: Train, task: Task) -> Path:
                 metrics |= held_out
                 state["finished"] |= reached(config.evaluation.stop_at, held_out)
             metrics |= trainer.resets.after(step, metrics)
-            state |= trainer.staging.state() | trainer.resets.state()
+            state |= trainer.state()
             log.write(step, metrics)
             bar.set_postfix(postfix(metrics, _SHOWN), refresh=False)
             bar.update()
@@ -153,6 +153,7 @@ def check_sections(config: Train) -> None:
         (RankReward, config.rank, "rank"),
         (StageSettings, config.stages, "stages"),
         (ResetRule, config.reset, "reset"),
+        (TrendSettings, config.verl, "verl"),
     ):
         if values is not None:
             build(settings, values, name)

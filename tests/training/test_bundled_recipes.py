@@ -23,7 +23,7 @@ FAMILIES = [
     {"w_reinforce", "psr", "nsr", "grpo_n", "gspo_n", "ngrpo"},
     {"reweight", "dominate", "normalize", "middle", "ppl", "ppl_norm", "fipo"},
     {"lpo_fwd", "lpo_rev", "lpo_js", "lpo_alpha", "lpo_hellinger", "tpo"},
-    {"mrpo", "a_grae"},
+    {"mrpo", "a_grae", "verl"},
 ]
 
 

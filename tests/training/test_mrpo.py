@@ -6,14 +6,11 @@ import pytest
 import torch
 
 from rlvr_decode.training.mrpo import (
-    RankTrend,
     a_grae,
-    capped_bonus,
     mrpo_advantages,
     mrpo_metrics,
     mrpo_rewards,
     normalised_rank,
-    verl_bonus,
 )
 
 # Two prompts, rows interleaved: prompt 7 is all right, prompt 3 is mixed.
@@ -155,31 +152,6 @@ def test_a_grae_refuses_rewards_that_are_no_accuracies() -> None:
         a_grae(torch.tensor([-1.0, 1.0]), torch.tensor([0, 0]))
 
 
-def test_capped_bonus_by_hand() -> None:
-    advantages_B = torch.tensor([2.0, -1.0, 0.0, 1.0])
-    bonus_B = torch.tensor([0.5, 3.0, 1.0, -2.0])
-    assert capped_bonus(advantages_B, bonus_B).tolist() == [2.5, -0.5, 0.0, 1.0]
-
-
-def test_rank_trend_of_growing_prefixes() -> None:
-    trend = RankTrend.of(torch.tensor([2.0, 5.0, 7.0, 8.0]))
-    assert (trend.level, trend.speed, trend.acceleration) == pytest.approx((8.0, 2.0, -1.0))
-    assert RankTrend.of(torch.tensor([4.0])) == RankTrend(level=4.0, speed=0.0, acceleration=0.0)
-    average = RankTrend(level=4.0, speed=1.0, acceleration=0.0).averaged([trend, trend])
-    assert (average.level, average.speed, average.acceleration) == pytest.approx((5.2, 1.3, -0.3))
-
-
-def test_verl_bonus_by_hand() -> None:
-    usual = RankTrend(level=4.0, speed=1.0, acceleration=1.0)
-    fast = RankTrend(level=6.0, speed=0.5, acceleration=1.0)
-    expected = 0.5 * math.tanh(0.5) + 0.5 * math.tanh(-0.5)
-    bonus_B = verl_bonus([usual, fast], usual)
-    assert bonus_B.tolist() == pytest.approx([0.0, expected], abs=1e-6)
-    steep = RankTrend(level=6.0, speed=1.0, acceleration=3.0)
-    weight = 1 / (1 + math.exp(-2))
-    assert float(verl_bonus([steep], usual)) == pytest.approx(weight * math.tanh(0.5), abs=1e-5)
-
-
 def test_bad_settings_name_the_value() -> None:
     with pytest.raises(ValueError, match="norm='max'"):
         mrpo_rewards(CORRECT_B, RANK_B, LENGTH_B, GROUP_B, norm="max")
@@ -188,4 +160,4 @@ def test_bad_settings_name_the_value() -> None:
     with pytest.raises(ValueError, match=r"std_floor=-0\.1"):
         mrpo_advantages(RANK_B, GROUP_B, std_floor=-0.1)
     with pytest.raises(ValueError, match="kappa=0"):
-        capped_bonus(RANK_B, RANK_B, kappa=0)
+        mrpo_advantages(RANK_B, GROUP_B, kappa=0)

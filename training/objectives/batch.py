@@ -16,7 +16,7 @@ from rlvr_decode.training.objectives.inputs import LossInputs, Totals
 
 LOG_PROBS = ("old_logp_BT", "ref_logp_BT", "rollout_logp_BT")
 PRESENT = ("logp_BT", "entropy_BT")
-REWARDS = ("rewards_B", "greedy_rewards_B")
+REWARDS = ("rewards_B", "greedy_rewards_B", "bonus_B")
 
 
 def cleaned(inputs: LossInputs) -> LossInputs:

@@ -59,6 +59,7 @@ class LossInputs:
     rollout_logp_BT  log p as the rollout engine reported it, for rollout correction.
     entropy_BT       entropy of the policy being trained at each position, for entropy bonuses.
     greedy_rewards_B the reward of the greedy response to the same prompt, for ReMax.
+    bonus_B          how much a response explores or exploits beyond the usual, for VERL.
     totals           counts over all processes, if there are several; otherwise prepare counts.
 
     Filled by `Objective.prepare`, on the whole batch:
@@ -82,6 +83,7 @@ class LossInputs:
     rollout_logp_BT: Tensor | None = None
     entropy_BT: Tensor | None = None
     greedy_rewards_B: Tensor | None = None
+    bonus_B: Tensor | None = None
     totals: Totals | None = None
 
     advantages_BT: Tensor | None = None

@@ -33,6 +33,7 @@ def make_inputs() -> Callable[..., LossInputs]:
             "rollout_logp_BT": (old + 0.2 * noise()).clamp(max=-1e-3),
             "entropy_BT": noise().abs(),
             "greedy_rewards_B": torch.tensor([1.0] * 4 + [0.0] * 7, dtype=torch.float64),
+            "bonus_B": torch.linspace(-0.3, 0.7, 11, dtype=torch.float64),
         }
         if drift == 0:
             fields["logp_BT"] = old.clone().requires_grad_()

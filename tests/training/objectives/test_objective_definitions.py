@@ -404,7 +404,7 @@ def test_value_and_gradient_are_the_papers(name, definition, options, drift, mak
 
 def test_every_preset_is_tested():
     listwise = {"lpo_fwd", "lpo_rev", "lpo_js", "lpo_alpha", "lpo_hellinger", "tpo"}
-    spectral = {"mrpo", "a_grae"}  # test_spectral_presets.py
+    spectral = {"mrpo", "a_grae", "verl"}  # test_spectral_presets.py
     assert set(OBJECTIVES) == {*DEFINITIONS, *listwise, *spectral, "pass_at_k", "clip_cov"}
 
 

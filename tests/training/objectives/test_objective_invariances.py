@@ -99,7 +99,7 @@ def test_padding_does_not_matter(name, make_inputs):
     padded = {key: longer(getattr(x, key), junk) for key in names}
     padded["mask_BT"] = longer(x.mask_BT, torch.zeros(11, 3, dtype=torch.bool))
     torch.manual_seed(0)
-    loss = build(name)(LossInputs(rewards_B=x.rewards_B, group_B=x.group_B,
+    loss = build(name)(LossInputs(rewards_B=x.rewards_B, group_B=x.group_B, bonus_B=x.bonus_B,
                                   greedy_rewards_B=x.greedy_rewards_B, **padded)).loss  # fmt: skip
     torch.testing.assert_close(loss, expected)
     (found,) = torch.autograd.grad(loss, x.logp_BT)

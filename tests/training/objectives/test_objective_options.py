@@ -76,6 +76,7 @@ def test_bad_values_are_named(name, options, message):
     ("name", "options", "missing"),
     [
         ("remax", {}, "greedy_rewards_B"),
+        ("verl", {}, "bonus_B"),
         ("dppo_tv", {}, "rollout_logp_BT"),
         ("grpo", {"kl_coef": 0.1}, "ref_logp_BT"),
         ("reinforce_pp", {"kl_in_reward": 0.1}, "ref_logp_BT"),
@@ -100,7 +101,7 @@ def test_most_objectives_need_only_rollouts(make_inputs):
         group_B=x.group_B,
     )
     needy = {name for name in OBJECTIVES if OBJECTIVES[name]().needs}
-    assert needy == {"remax", "dppo_tv", "dppo_kl"}
+    assert needy == {"remax", "dppo_tv", "dppo_kl", "verl"}
     for name in OBJECTIVES.keys() - needy - {"pass_at_k"}:
         assert OBJECTIVES[name]()(bare).loss.isfinite()
 

@@ -42,6 +42,7 @@ def test_the_right_answer_becomes_more_likely(name):
                 mask_BT=torch.ones_like(old, dtype=torch.bool),
                 rewards_B=(tokens_BT[:, 0] == 0).float(),
                 greedy_rewards_B=(logits_TV[0].argmax() == 0).float().expand(len(groups)),
+                bonus_B=torch.zeros(len(groups)),
                 group_B=groups,
             )
         )

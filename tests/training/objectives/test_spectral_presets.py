@@ -1,11 +1,13 @@
-"""MRPO and A-GRAE as whole objectives: the GRPO loss with their advantages in it."""
+"""MRPO, A-GRAE and VERL as whole objectives: the GRPO loss with their advantages in it."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rlvr_decode.training.mrpo import mrpo_rewards
 from rlvr_decode.training.objectives import OBJECTIVES, LossInputs
-from rlvr_decode.training.objectives.presets.spectral import a_grae, mrpo
+from rlvr_decode.training.objectives.presets.spectral import a_grae, mrpo, verl
 
 
 def inputs(rewards_B: torch.Tensor) -> LossInputs:
@@ -62,3 +64,18 @@ def test_a_grae_scales_each_side_of_grpo() -> None:
     torch.testing.assert_close(ours_BT[1:3], wrong * theirs_BT[1:3], rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(ours_BT[0], mean * wrong * theirs_BT[0], rtol=1e-5, atol=1e-8)
     assert ours_BT[4:].abs().sum() == 0
+
+
+def test_verl_raises_each_response_by_its_capped_bonus() -> None:
+    bonus_B = torch.tensor([0.2, 9.0, -1.0, 9.0, 9, 9, 9, 9])
+    _, ours_BT = loss_and_gradient(verl(), replace(inputs(CORRECT_B), bonus_B=bonus_B))
+    _, theirs_BT = loss_and_gradient(OBJECTIVES["grpo"](), inputs(CORRECT_B))
+    # Two right of four: |A| = √(3/4), so 0.2 is below the cap of half of that and 9 above it.
+    factors_B1 = torch.tensor([1 + 0.2 / 0.75**0.5, 0.5, 1.0, 1.5])[:, None]
+    torch.testing.assert_close(ours_BT[:4], factors_B1 * theirs_BT[:4], rtol=1e-5, atol=1e-8)
+    assert ours_BT[4:].abs().sum() == 0
+
+
+def test_verl_without_a_bonus_says_what_is_missing() -> None:
+    with pytest.raises(ValueError, match=r"LossInputs\.bonus_B, which is None"):
+        verl()(inputs(CORRECT_B))

@@ -43,7 +43,7 @@ from rlvr_decode.training.objectives.presets.signed import (
     psr,
     w_reinforce,
 )
-from rlvr_decode.training.objectives.presets.spectral import a_grae, mrpo
+from rlvr_decode.training.objectives.presets.spectral import a_grae, mrpo, verl
 from rlvr_decode.training.objectives.presets.token import (
     cispo,
     clip_cov,
@@ -103,4 +103,5 @@ PRESETS = (
     tpo,
     mrpo,
     a_grae,
+    verl,
 )

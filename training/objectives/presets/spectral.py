@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from rlvr_decode.training import mrpo as estimators
+from rlvr_decode.training import verl as trends
 from rlvr_decode.training.objectives import policy_losses
-from rlvr_decode.training.objectives.checks import clip_range
+from rlvr_decode.training.objectives.checks import clip_range, number
 from rlvr_decode.training.objectives.objective import Advantage, Objective
 
 
@@ -51,6 +52,34 @@ def a_grae(
         name="a_grae",
         credit=Advantage(
             estimator=estimators.a_grae, options={"alpha": alpha, "eps": eps, "ddof": ddof}
+        ),
+        policy_loss=partial(policy_losses.clipped, clip_low=clip_low, clip_high=clip_high),
+        aggregation="sequence_mean",
+    )
+
+
+def verl(
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kappa: float = 2.0,
+    eps: float = 1e-6,
+    ddof: int = 1,
+) -> Objective:
+    """VERL (arXiv 2509.23808): GRPO with A + min(relu(bonus), |A|/kappa), the bonus for a response
+    whose effective rank is higher, or rises faster, than usual.
+
+    Needs bonus_B, which the trainer makes (`training.verl`, section [verl] of a recipe: stride 40,
+    running averages with weight 0.3). kappa 2 is the released setting.
+    """
+    clip_range(clip_low, clip_high)
+    number("kappa", kappa, low=1e-6)
+    return Objective(
+        name="verl",
+        credit=Advantage(
+            estimator=trends.verl_advantages,
+            needs=("bonus_B",),
+            options={"kappa": kappa, "eps": eps, "ddof": ddof},
         ),
         policy_loss=partial(policy_losses.clipped, clip_low=clip_low, clip_high=clip_high),
         aggregation="sequence_mean",
