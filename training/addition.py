@@ -41,6 +41,9 @@ class Addition:
     def reward(self, prompt: Prompt, response: str) -> float:
         return after_semicolon(response, prompt.answer)
 
+    def traits(self, response: str) -> dict[str, float]:
+        return {"shortcut": float(is_shortcut(response))}
+
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
         a, b = prompt.text[:3], prompt.text[4:7]
         if rng.random() < min(0.95, 0.12 + 0.1 * int(a[0])):

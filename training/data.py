@@ -66,6 +66,11 @@ class Table:
             if shared := _texts(self._prompts["train"]) & _texts(held_out):
                 raise ValueError(f"{held_out_path}: {min(shared)!r} is a training prompt too")
 
+    @property
+    def rows(self) -> int:
+        """How many training prompts there are; beyond, a new epoch begins."""
+        return len(self._prompts["train"])
+
     def prompt(self, index: int, *, seed: int, split: Split) -> Prompt:
         if split not in self._prompts:
             raise ValueError("evaluation needs held-out prompts: set task.options.held_out_path")

@@ -7,7 +7,7 @@ the same one. So a run's place in its data is a single integer, and resuming nee
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -99,6 +99,15 @@ def fill_skipped(rewards: Sequence[float | None], group: int) -> list[float]:
         mean = sum(known) / len(known) if known else 0.0
         filled += [mean if reward is None else reward for reward in members]
     return filled
+
+
+@runtime_checkable
+class Traits(Protocol):
+    """A task that counts more in a response than whether it is right."""
+
+    def traits(self, response: str) -> Mapping[str, float]:
+        """Numbers by name, always the same names; their means over responses are reported."""
+        ...
 
 
 @runtime_checkable
