@@ -29,6 +29,12 @@ GATES = ("none", "all", *THRESHOLD_RANGES)
 PRIMARIES = ("rlvr", "base")
 
 XARGS_PREFIX = "extrapolation_"
+# Of a gated request, see `sampling.py`.
+SAMPLING_SETTINGS = ("temperature", "top_k", "top_p", "min_p")
+# Where the front end finds what the engine measured of a request.
+TICKET = XARGS_PREFIX + "ticket"
+# Keys that travel with the settings but are none.
+_BESIDE = frozenset((*(XARGS_PREFIX + name for name in SAMPLING_SETTINGS), TICKET))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +86,7 @@ class Extrapolation:
             reason = f"gate {self.gate} needs a number from {low:g} to {high:g}"
             raise SettingError("threshold", None, reason)
         if permitted is not None:
-            _check_number("threshold", self.threshold, permitted)
+            check_number("threshold", self.threshold, permitted)
 
     @property
     def gated(self) -> bool:
@@ -110,7 +116,8 @@ class Extrapolation:
         Keys of other plugins are theirs; `extrapolation` and any unknown `extrapolation_…` are
         refused, so that a misspelt setting never serves the wrong distribution.
         """
-        ours = {key: value for key, value in (extra_args or {}).items() if is_ours(key)}
+        given = (extra_args or {}).items()
+        ours = {key: value for key, value in given if is_ours(key) and key not in _BESIDE}
         if "extrapolation" in ours:
             value = ours["extrapolation"]
             raise SettingError("vllm_xargs.extrapolation", value, f"use {XARGS_PREFIX}strength")
@@ -145,11 +152,17 @@ class Extrapolation:
     def sampling_params(self, **settings: Any) -> SamplingParams:
         """vLLM's `SamplingParams` with these settings in `extra_args`, for offline use.
 
+        With a gate, temperature, top_k, top_p and min_p travel there too: the rule applies them.
+
         >>> Extrapolation(strength=0.5).sampling_params(temperature=0.7)  # doctest: +SKIP
         """
         from vllm import SamplingParams
 
+        from rlvr_decode.sampling import Sampling
+
         extra_args = {**(settings.pop("extra_args", None) or {}), **self.to_extra_args()}
+        if self.gated:
+            extra_args |= Sampling.take(settings, {}).to_extra_args()
         return SamplingParams(extra_args=extra_args, **settings)
 
     def __str__(self) -> str:
@@ -183,12 +196,12 @@ def check_setting(name: str, value: object) -> None:
     allowed = _CHECKS[name]
     if not isinstance(allowed[0], str):
         if name != "threshold" or value is not None:
-            _check_number(name, value, allowed)
+            check_number(name, value, allowed)
     elif not isinstance(value, str) or value not in allowed:
         raise SettingError(name, value, f"must be one of {', '.join(allowed)}")
 
 
-def _check_number(name: str, value: object, allowed: tuple[float, float]) -> None:
+def check_number(name: str, value: object, allowed: tuple[float, float]) -> None:
     low, high = allowed
     # bool is an int in Python, and `true` is no strength.
     if isinstance(value, bool) or not isinstance(value, int | float):

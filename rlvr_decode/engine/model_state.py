@@ -8,6 +8,7 @@ import numpy as np
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from rlvr_decode.engine.rows import SettingsTable, step_of
+from rlvr_decode.engine.side_channel import channel_of
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
@@ -22,8 +23,8 @@ class PairedModelState(DefaultModelState):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._table = SettingsTable(self.max_num_reqs, self.device)
         self._step = step_of(self.vllm_config)
+        self._table = SettingsTable(self.max_num_reqs, self.device, channel_of(self.vllm_config))
         self._serving = False
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -37,8 +38,11 @@ class PairedModelState(DefaultModelState):
         if self._serving:
             slots = input_batch.idx_mapping_np
             rows_per_request = np.diff(input_batch.cu_num_logits_np)
-            self._step.arm(
-                self._table.rows(np.repeat(slots, rows_per_request)),
-                prompt_logprobs=self._table.any_prompt_logprobs(slots),
+            seen = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
+            rows = self._table.rows(
+                np.repeat(slots, rows_per_request),
+                lambda: input_batch.positions[input_batch.logits_indices],
+                np.repeat(seen < input_batch.prefill_len_np, rows_per_request),
             )
+            self._step.arm(rows, prompt_logprobs=self._table.any_prompt_logprobs(slots))
         return dict(super().prepare_inputs(input_batch, req_states))

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from rlvr_decode.engine.combine import combine
+from rlvr_decode.engine.gating import Masked, draw
 from rlvr_decode.engine.refusals import refuse_unsupported
 from rlvr_decode.engine.rows import Step, step_of
+from rlvr_decode.engine.side_channel import channel_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -48,6 +50,7 @@ class PairModel(nn.Module):
         super().__init__()
         refuse_unsupported(vllm_config)
         self.step = step_of(vllm_config)
+        self.channel = channel_of(vllm_config)
 
     @abstractmethod
     def rlvr_logits(self, rlvr_NH: Tensor) -> Tensor | None:
@@ -68,7 +71,14 @@ class PairModel(nn.Module):
             return self.rlvr_logits(rlvr_NH.contiguous())
         base_KH = base_NH.contiguous() if rows.paired_K is None else base_NH[rows.paired_K]
         logits = self.both_logits(rlvr_NH.contiguous(), base_KH)
-        return None if logits is None else combine(*logits, rows)
+        if logits is None:
+            return None
+        combined_NV = combine(*logits, rows)
+        if rows.gated is not None:
+            draw(combined_NV, *logits, rows.gated, self.channel)
+        if rows.masked is not None:
+            self.step.masked = Masked(combined_NV, *logits, rows.masked)
+        return combined_NV
 
     def get_model_state_cls(self) -> type[PairedModelState]:
         from rlvr_decode.engine.model_state import PairedModelState

@@ -46,6 +46,8 @@ def _reasons(config: VllmConfig) -> list[str]:
                 f"speculative method {method!r} reads the target's hidden states, which here are "
                 f"two models'; use one of {', '.join(EXACT_DRAFTERS)}"
             )
+        if getattr(config.speculative_config, "enable_adaptive_verification", False):
+            reasons.append("adaptive verification moves rows after their strengths are known")
     if model.enable_prompt_embeds:
         reasons.append("prompt embeddings belong to one model, a pair has two; drop the flag")
     if model.runner_type != "generate":
@@ -56,8 +58,8 @@ def _reasons(config: VllmConfig) -> list[str]:
         reasons.append(
             f"quantization {model.quantization!r}: its layer lists do not match a pair's names"
         )
-    if not v2 and PROCESSOR not in (model.logits_processors or []):
-        reasons.append(f"strengths would not reach the model; add --logits-processors {PROCESSOR}")
+    if PROCESSOR not in (model.logits_processors or []):
+        reasons.append(f"requests would not be validated; add --logits-processors {PROCESSOR}")
     return reasons
 
 

@@ -8,12 +8,17 @@ model takes them when it computes the logits. Legend: N rows, K of them that use
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlvr_decode.engine.admission import scores_prompt
+from rlvr_decode.engine.gate_table import GateTable
+from rlvr_decode.engine.gating import Gates, Masked
+from rlvr_decode.engine.side_channel import SideChannel
 from rlvr_decode.params import Extrapolation
 
 if TYPE_CHECKING:
@@ -29,43 +34,65 @@ class Rows(NamedTuple):
     # Which rows use base's logits, [K]; None is all of them. The others are rlvr's own.
     paired_K: Tensor | None
     # Known on the host, so that asking does not wait for the device:
-    extrapolating: bool  # whether any strength is not 0
+    extrapolating: bool  # whether any row uses base
     cutting: bool  # whether any plausibility is not 0
+    # Gated rows have strength 0 above, and their rule here.
+    gated: Gates | None = None
+    masked: Gates | None = None  # those whose masks vLLM has yet to apply
 
 
 class SettingsTable:
     """The settings of the requests an engine holds, by slot or by position in the batch."""
 
-    def __init__(self, size: int, device: torch.device) -> None:
+    def __init__(self, size: int, device: torch.device, channel: SideChannel) -> None:
         self._settings = np.zeros((2, size), dtype=np.float32)
+        self._uses_base = np.zeros(size, dtype=np.bool_)
         self._prompt_logprobs = np.zeros(size, dtype=np.bool_)
         self._device = device
+        self._gates = GateTable(size, self._to_device, channel)
 
     def write(self, index: int, params: SamplingParams) -> None:
         """Settings of a request that enters; whatever the place held before is overwritten."""
-        extrapolation = Extrapolation.from_extra_args(params.extra_args)
-        self._settings[:, index] = extrapolation.strength, extrapolation.plausibility
+        asked = Extrapolation.from_extra_args(params.extra_args)
+        self._settings[:, index] = 0 if asked.gated else (asked.strength, asked.plausibility)
+        self._uses_base[index] = asked.uses_base
         self._prompt_logprobs[index] = scores_prompt(params)
+        self._gates.write(index, asked, params)
 
     def clear(self, index: int) -> None:
         self._settings[:, index] = 0
+        self._uses_base[index] = False
         self._prompt_logprobs[index] = False
+        self._gates.clear(index)
 
     def swap(self, a: int, b: int) -> None:
-        self._settings[:, [a, b]] = self._settings[:, [b, a]]
-        self._prompt_logprobs[[a, b]] = self._prompt_logprobs[[b, a]]
+        for values in (self._settings.T, self._uses_base, self._prompt_logprobs):
+            values[[a, b]] = values[[b, a]]
+        self._gates.swap(a, b)
 
-    def rows(self, indices: np.ndarray) -> Rows:
-        """The rows of a step, row i belonging to entry indices[i]."""
-        settings = self._settings[:, indices]
+    def rows(
+        self,
+        entries_N: np.ndarray,
+        positions: Callable[[], Tensor],
+        partial_N: np.ndarray | None = None,
+    ) -> Rows:
+        """The rows of a step, row i belonging to entry entries_N[i].
+
+        positions  gives those of the rows in their sequences, on any device.
+        partial_N  whether a row is inside a prompt, where nothing is drawn; None is nowhere.
+        """
+        settings = self._settings[:, entries_N]
         strength_N, plausibility_N = self._to_device(settings)
-        paired = np.flatnonzero(settings[0])
+        paired = np.flatnonzero(self._uses_base[entries_N])
+        gated, masked = self._gates.rows(entries_N, paired, positions, partial_N)
         return Rows(
             strength_N,
             plausibility_N,
-            paired_K=None if len(paired) == len(indices) else self._to_device(paired),
+            paired_K=None if len(paired) == len(entries_N) else self._to_device(paired),
             extrapolating=len(paired) > 0,
             cutting=bool(settings[1].any()),
+            gated=gated,
+            masked=masked,
         )
 
     def _to_device(self, values: np.ndarray) -> Tensor:
@@ -77,13 +104,6 @@ class SettingsTable:
     def any_prompt_logprobs(self, indices: np.ndarray) -> bool:
         """Whether one of these requests also asked for log-probs of its prompt."""
         return bool(self._prompt_logprobs[indices].any())
-
-
-def scores_prompt(params: SamplingParams) -> bool:
-    """Whether a request asks for log-probs of its prompt, in either of vLLM's two ways."""
-    # The second way came with a later vLLM than the oldest supported one.
-    asked = (params.prompt_logprobs, getattr(params, "prompt_logprob_token_ids", None))
-    return any(value is not None for value in asked)
 
 
 class Step:
@@ -99,8 +119,16 @@ class Step:
         self._rows: Rows | None = None
         self._started = False
         self._prompt_logprobs = False
+        # What `ExtrapolationProcessor.apply` has to draw before the step is sampled.
+        self.masked: Masked | None = None
 
     def arm(self, rows: Rows, *, prompt_logprobs: bool) -> None:
+        if self.masked is not None and self.masked.waiting:
+            raise RuntimeError(
+                f"{self.masked.waiting} gated rows were sampled before their rule was applied: the "
+                "model runner bypasses rlvr_decode's processor. Please report the engine flags."
+            )
+        self.masked = None
         self._rows = rows
         self._prompt_logprobs = prompt_logprobs
         self._started = True

@@ -31,14 +31,11 @@ def test_what_makes_the_pair_is_not_overridden(start, pair):
     assert message == "hf_overrides, model: set by the pair, leave out; serve another pair"
 
 
-def test_v1_without_the_processor_is_refused(pair, v2_runner):
+def test_an_engine_without_the_processor_is_refused(pair):
     from vllm import LLM
 
     from rlvr_decode.engine.launch import engine_args
 
     arguments = engine_args(pair, enforce_eager=True, max_model_len=256) | {"logits_processors": []}
-    if v2_runner:
-        LLM(**arguments).llm_engine.engine_core.shutdown()  # its rows come from the model state
-    else:
-        with pytest.raises(ValueError, match="strengths would not reach the model"):
-            LLM(**arguments)
+    with pytest.raises(ValueError, match="requests would not be validated"):
+        LLM(**arguments)

@@ -8,6 +8,7 @@ import torch
 
 from rlvr_decode import Extrapolation
 from rlvr_decode.engine.rows import SettingsTable, Step, step_of
+from rlvr_decode.engine.side_channel import SideChannel
 
 CPU = torch.device("cpu")
 
@@ -17,28 +18,32 @@ def params(strength=0.0, plausibility=0.0, prompt_logprobs=None):
     return SimpleNamespace(extra_args=extra_args, prompt_logprobs=prompt_logprobs)
 
 
+def nowhere():
+    raise AssertionError("positions matter to gated rows alone")
+
+
 def table(*strengths):
-    made = SettingsTable(8, CPU)
+    made = SettingsTable(8, CPU, SideChannel())
     for index, strength in enumerate(strengths):
         made.write(index, params(strength, plausibility=strength / 10 if strength > 0 else 0))
     return made
 
 
 def test_rows_follow_the_given_indices():
-    rows = table(0, 1, 2).rows(np.array([2, 0, 2, 1]))
+    rows = table(0, 1, 2).rows(np.array([2, 0, 2, 1]), nowhere)
     assert rows.strength_N.tolist() == [2, 0, 2, 1]
     assert rows.plausibility_N.tolist() == pytest.approx([0.2, 0, 0.2, 0.1])
     assert rows.extrapolating
 
 
 def test_rows_of_strength_zero_do_not_extrapolate():
-    assert not table(0, 0, 3).rows(np.array([0, 1])).extrapolating
+    assert not table(0, 0, 3).rows(np.array([0, 1]), nowhere).extrapolating
 
 
 def test_a_reused_place_keeps_nothing_of_its_last_request():
     made = table(3)
     made.write(0, SimpleNamespace(extra_args=None, prompt_logprobs=None))
-    rows = made.rows(np.array([0]))
+    rows = made.rows(np.array([0]), nowhere)
     assert rows.strength_N.item() == rows.plausibility_N.item() == 0
 
 
@@ -46,7 +51,7 @@ def test_swapping_exchanges_whole_requests():
     made = table(1, 2)
     made.write(0, params(0, prompt_logprobs=1))
     made.swap(0, 1)
-    assert made.rows(np.array([0, 1])).strength_N.tolist() == [2, 0]
+    assert made.rows(np.array([0, 1]), nowhere).strength_N.tolist() == [2, 0]
     assert not made.any_prompt_logprobs(np.array([0]))
     assert made.any_prompt_logprobs(np.array([1]))
 
@@ -57,7 +62,7 @@ def test_profiling_before_the_first_request_computes_both_heads():
 
 def test_armed_rows_are_taken_once():
     step = Step()
-    step.arm(table(1).rows(np.array([0])), prompt_logprobs=False)
+    step.arm(table(1).rows(np.array([0]), nowhere), prompt_logprobs=False)
     assert step.take(1, CPU).strength_N.tolist() == [1]
     with pytest.raises(RuntimeError, match="no strengths were set"):
         step.take(1, CPU)
@@ -65,14 +70,14 @@ def test_armed_rows_are_taken_once():
 
 def test_another_number_of_rows_is_never_sampled():
     step = Step()
-    step.arm(table(1, 2).rows(np.array([0, 1])), prompt_logprobs=False)
+    step.arm(table(1, 2).rows(np.array([0, 1]), nowhere), prompt_logprobs=False)
     with pytest.raises(RuntimeError, match="3 rows .* were set for 2"):
         step.take(3, CPU)
 
 
 def test_only_requests_that_score_their_prompt_may_call_again():
     step = Step()
-    step.arm(table(0).rows(np.array([0])), prompt_logprobs=True)
+    step.arm(table(0).rows(np.array([0]), nowhere), prompt_logprobs=True)
     step.take(1, CPU)
     assert step.take(17, CPU) is None
 

@@ -1,0 +1,96 @@
+"""What one request may ask of the engine: checked before it enters, so that nothing ends it later.
+
+Settings that are malformed are refused by `params` and `sampling`; here it is settings that vLLM
+would apply beside ours, in a way that is not the distribution asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rlvr_decode.params import SAMPLING_SETTINGS, XARGS_PREFIX, Extrapolation, SettingError
+from rlvr_decode.sampling import Sampling
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+# What vLLM does to the logits of a gated request, which are log q, must be nothing.
+NEUTRAL = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "thinking_token_budget": None,
+}
+
+
+def refuse_inexact(params: SamplingParams) -> None:
+    """Raise SettingError for settings that are malformed or could not be honoured."""
+    extrapolation = Extrapolation.from_extra_args(params.extra_args)
+    sampling = Sampling.from_extra_args(params.extra_args)
+    if extrapolation.uses_base and scores_prompt(params):
+        name = "gate" if extrapolation.gated else "strength"
+        raise SettingError(
+            XARGS_PREFIX + name,
+            getattr(extrapolation, name),
+            "log-probs of the prompt are rlvr's alone; ask for them at strength 0 without a gate",
+        )
+    if extrapolation.gated:
+        _refuse_beside_gate(params)
+    elif sampling != Sampling():
+        name, value = next(_given(params.extra_args or {}))
+        raise SettingError(name, value, "is for a request with a gate; use vLLM's own")
+
+
+def _refuse_beside_gate(params: SamplingParams) -> None:
+    for name, neutral in NEUTRAL.items():
+        value = getattr(params, name)
+        if name == "top_k" and value == -1:  # vLLM's other way to keep all
+            continue
+        if value != neutral:
+            remedy = f"leave it at {neutral}"
+            if name in SAMPLING_SETTINGS:
+                remedy += f" and use {XARGS_PREFIX}{name}"
+            raise SettingError(name, value, f"would act on top of the gate; {remedy}")
+    if has_mask(params) and asks_logprobs(params):
+        raise SettingError(
+            "logprobs",
+            params.logprobs,
+            "would miss the mask of a gated request; leave out, or drop the gate or the mask "
+            f"({', '.join(_masks(params))})",
+        )
+
+
+def has_mask(params: SamplingParams) -> bool:
+    """Whether vLLM will forbid tokens of this request, or favour some."""
+    return any(_masks(params))
+
+
+def asks_logprobs(params: SamplingParams) -> bool:
+    return params.logprobs is not None or bool(getattr(params, "logprob_token_ids", None))
+
+
+def scores_prompt(params: SamplingParams) -> bool:
+    """Whether a request asks for log-probs of its prompt, in either of vLLM's two ways."""
+    # The second way came with a later vLLM than the oldest supported one.
+    asked = (params.prompt_logprobs, getattr(params, "prompt_logprob_token_ids", None))
+    return any(value is not None for value in asked)
+
+
+def _masks(params: SamplingParams) -> Iterator[str]:
+    if params.min_tokens > 0:
+        yield "min_tokens"
+    for name in ("structured_outputs", "logit_bias", "allowed_token_ids", "bad_words"):
+        if getattr(params, name):
+            yield name
+
+
+def _given(extra_args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in SAMPLING_SETTINGS:
+        key = XARGS_PREFIX + name
+        if extra_args.get(key) is not None:
+            yield key, extra_args[key]
