@@ -34,8 +34,10 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """A Qwen3 made from nothing (character tokenizer); the defaults are the `tiny` pair's."""
+    """A Qwen3 made from nothing; the defaults are the `tiny` pair's."""
 
+    tokenizer: str = "characters"
+    """Or byte_pairs, learnt from demonstrations: as many tokens as `vocabulary` allows."""
     vocabulary: int = 104
     hidden: int = 128
     layers: int = 4

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlvr_decode.training.addition import Addition
 from rlvr_decode.training.judging import Judge, read_rewards
+from rlvr_decode.training.swaps import Swaps
 from rlvr_decode.training.tables import READERS, read_prompts
 from rlvr_decode.training.task import Prompt, Split, Task
 
@@ -96,6 +97,7 @@ def _texts(prompts: Iterable[Prompt]) -> set[str]:
 
 TASKS: dict[str, Callable[..., Task]] = {
     "add3": Addition,
+    "swaps": Swaps,
     **{kind: partial(Table, kind) for kind in READERS},
 }
 

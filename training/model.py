@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,24 +14,20 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from rlvr_decode.training.config import Architecture
-from rlvr_decode.training.tokenizer import character_tokenizer
+from rlvr_decode.training.tokenizer import byte_pair_tokenizer, character_tokenizer
 
 
 def new_model(
-    architecture: Architecture, seed: int
+    architecture: Architecture, seed: int, texts: Iterable[str] = ()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Qwen3 with random fp32 weights and a character tokenizer."""
-    tokenizer = character_tokenizer(architecture.positions)
-    if architecture.vocabulary < len(tokenizer):
-        raise ValueError(
-            f"pretrain.architecture.vocabulary={architecture.vocabulary}: "
-            f"the character tokenizer has {len(tokenizer)} tokens"
-        )
+    """A Qwen3 with random fp32 weights; byte pairs, if it has such a tokenizer, are of `texts`."""
+    tokenizer = new_tokenizer(architecture, texts)
     config = Qwen3Config(
         vocab_size=architecture.vocabulary,
         hidden_size=architecture.hidden,
@@ -50,6 +47,27 @@ def new_model(
     model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
     _initialise(model, torch.Generator().manual_seed(seed))
     return model, tokenizer
+
+
+def new_tokenizer(
+    architecture: Architecture, texts: Iterable[str] = ()
+) -> PreTrainedTokenizerFast:
+    """The tokenizer an architecture names, within its vocabulary."""
+    kind, vocabulary = architecture.tokenizer, architecture.vocabulary
+    if kind == "byte_pairs":
+        tokenizer = byte_pair_tokenizer(texts, vocabulary, architecture.positions)
+    elif kind == "characters":
+        tokenizer = character_tokenizer(architecture.positions)
+    else:
+        raise ValueError(
+            f"pretrain.architecture.tokenizer={kind!r}: must be characters or byte_pairs"
+        )
+    if vocabulary < len(tokenizer):
+        raise ValueError(
+            f"pretrain.architecture.vocabulary={vocabulary}: "
+            f"the tokenizer of {kind} has {len(tokenizer)} tokens"
+        )
+    return tokenizer
 
 
 @torch.no_grad()

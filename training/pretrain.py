@@ -6,6 +6,7 @@ Next-token cross-entropy on the response alone. Muon is what makes it minutes.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from rlvr_decode.training.optim import muon_and_adamw, set_lr
 from rlvr_decode.training.task import Corpus
 
 _IGNORED = -100
+_TOKENIZER_TEXTS = 2000
 
 
 def pretrain(config: Train, settings: Pretrain, task: Corpus, directory: Path) -> Path:
@@ -30,7 +32,9 @@ def pretrain(config: Train, settings: Pretrain, task: Corpus, directory: Path) -
         return base
     work = directory / "pretrain"
     work.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = new_model(settings.architecture, config.seed)
+    model, tokenizer = new_model(
+        settings.architecture, config.seed, corpus_texts(task, config.seed)
+    )
     optimizers = muon_and_adamw(model, lr=settings.lr, weight_decay=settings.weight_decay)
     checkpoints = Checkpoints(directory=work / "checkpoints", keep=1)
     log = MetricsLog(work / "metrics.jsonl")
@@ -67,6 +71,14 @@ def schedule(step: int, settings: Pretrain) -> float:
     warm = min(1.0, step / max(settings.warmup, 1))
     left = (settings.steps - step) / max(settings.steps / 2, 1)
     return warm * max(settings.floor, min(1.0, left))
+
+
+def corpus_texts(task: Corpus, seed: int) -> Iterator[str]:
+    """Prompts and responses for a tokenizer to learn from."""
+    rng = random.Random(f"tokenizer/{seed}")
+    for index in range(_TOKENIZER_TEXTS):
+        prompt = task.prompt(index, seed=seed, split="train")
+        yield prompt.text + task.demonstration(prompt, rng)
 
 
 def demonstrations(
