@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from rlvr_decode.pair import TOKENIZER_FILES, Checkpoint, Pair, write_pair
+from rlvr_decode.pair import TOKENIZER_FILES, Checkpoint, Pair, digests, write_pair
+from rlvr_decode.pair_check import stop_token_ids
 from rlvr_decode.params import Extrapolation
 
-RLVR = "rlvr"
 _CONFIGS = ("config.json", "generation_config.json")
 
 
@@ -25,9 +25,7 @@ def new_directory(target: Path) -> Iterator[Path]:
 
     Raises ValueError when `target` is there already: nothing is ever overwritten.
     """
-    target = target.resolve()
-    if target.exists():
-        raise ValueError(f"{target}: is there already; name a new directory")
+    target = check_new(target)
     scratch = target.with_name(f"{target.name}.{os.getpid()}.part")
     scratch.mkdir(parents=True)
     try:
@@ -35,6 +33,14 @@ def new_directory(target: Path) -> Iterator[Path]:
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_new(target: Path) -> Path:
+    """The absolute path of a directory to make; ValueError when there is one already."""
+    target = target.resolve()
+    if target.exists():
+        raise ValueError(f"{target}: is there already; name a new directory")
+    return target
 
 
 @contextmanager
@@ -46,7 +52,9 @@ def derived_pair(
     made_by: Mapping[str, Any],
     defaults: Extrapolation | None = None,
 ) -> Iterator[Path]:
-    """A directory to write the new rlvr in; when the block ends it is a pair with pair's base.
+    """A directory to write `rlvr` in; when the block ends it is a pair with pair's base.
+
+    Or with a `base` of its own, if the block writes one.
 
     name      of the new pair; None for its directory's.
     made_by   how it was made, for its provenance, beside that of the pair it came from. What the
@@ -55,13 +63,14 @@ def derived_pair(
     """
     directory = directory.resolve()
     with new_directory(directory) as scratch:
-        (scratch / RLVR).mkdir()
-        yield scratch / RLVR
+        (scratch / "rlvr").mkdir()
+        yield scratch
+        own = scratch / "base"
         write_pair(
             scratch,
             name=name or directory.name,
-            base=_place(pair.base),
-            rlvr=scratch / RLVR,
+            base=own if own.is_dir() else _place(pair.base),
+            rlvr=scratch / "rlvr",
             defaults=defaults or pair.defaults,
             provenance={**made_by, "from": {"name": pair.name, **pair.provenance}},
         )
@@ -81,6 +90,39 @@ def copy_configs(source: Path, target: Path, *, dtype: torch.dtype | None) -> No
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def base_with_rlvrs_tokenizer(pair: Pair, target: Path) -> None:
+    """Base's weights beside the tokenizer and the stops that rlvr is served with.
+
+    An adapter has neither: its pair takes both from base. The weights are linked where `target`
+    is on the same file system, and copied elsewhere.
+    """
+    target.mkdir()
+    base = pair.base.fetch()
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "config.json"):
+        for file in base.glob(pattern):
+            _link(file.resolve(), target / file.name)
+    for pattern in TOKENIZER_FILES:
+        for file in pair.tokenizer_directory.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+    generation = pair.generation_config / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, target / generation.name)
+
+
+def serves_like_rlvr(pair: Pair) -> bool:
+    """Whether base has the tokenizer, the chat template and the stops that rlvr is served with."""
+    base, rlvr = pair.base.fetch(), pair.tokenizer_directory
+    same = digests(base, TOKENIZER_FILES) == digests(rlvr, TOKENIZER_FILES)
+    return same and set(pair.stop_token_ids) <= set(stop_token_ids(base))
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _place(checkpoint: Checkpoint) -> str | Path:

@@ -7,6 +7,7 @@ M, N  rows and columns of a weight
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +73,12 @@ def weight_pairs(base: str | Path, rlvr: str | Path) -> Iterator[MatrixPair]:
 def count_weights(directory: str | Path) -> int:
     """How many tensors a checkpoint holds, for progress bars."""
     return len(Weights.open(directory).files)
+
+
+def count_parameters(directory: str | Path) -> int:
+    """How many numbers a checkpoint holds."""
+    weights = Weights.open(directory)
+    return sum(math.prod(weights.shape(name)) for name in weights)
 
 
 def layer_of(name: str) -> str | None:

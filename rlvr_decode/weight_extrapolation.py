@@ -99,8 +99,8 @@ def _write_full(
     defaults = _defaults(pair, strength)
     rounding = Rounding()
     with derived_pair(pair, directory, name=name, made_by=made_by, defaults=defaults) as target:
-        copy_configs(pair.tokenizer_directory, target, dtype=dtype)
-        write_weights(target, _extrapolated(pair, strength, dtype, rounding))
+        copy_configs(pair.tokenizer_directory, target / "rlvr", dtype=dtype)
+        write_weights(target / "rlvr", _extrapolated(pair, strength, dtype, rounding))
         losses = {"lost": rounding.lost, "lost_in_bfloat16": rounding.lost_in_bfloat16}
         made_by |= losses
     return Stored(pair=Pair.open(directory), **losses)
@@ -131,9 +131,9 @@ def _scale_adapter(
     }
     defaults = _defaults(pair, strength)
     with derived_pair(pair, directory, name=name, made_by=made_by, defaults=defaults) as target:
-        shutil.copyfile(source / WEIGHTS_FILE, target / WEIGHTS_FILE)
+        shutil.copyfile(source / WEIGHTS_FILE, target / "rlvr" / WEIGHTS_FILE)
         text = json.dumps(config, indent=2)
-        (target / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        (target / "rlvr" / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return Stored(pair=Pair.open(directory), lost=0.0, lost_in_bfloat16=0.0)
 
 

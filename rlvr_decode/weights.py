@@ -45,13 +45,21 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor, without reading it."""
+        with safe_open(self._file(name), framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         """One tensor as it is stored; ValueError for a name that is not here."""
-        if name not in self.files:
-            raise ValueError(f"{name}: not in {self.directory}")
-        with safe_open(self.files[name], framework="pt") as file:
+        with safe_open(self._file(name), framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
+
+    def _file(self, name: str) -> Path:
+        if name not in self.files:
+            raise ValueError(f"{name}: not in {self.directory}")
+        return self.files[name]
 
 
 def write_weights(
