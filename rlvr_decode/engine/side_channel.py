@@ -33,7 +33,7 @@ class SideChannel:
     def open(self, key: str) -> None:
         self._chunks[key] = []
 
-    def is_open(self, key: object) -> bool:
+    def is_open(self, key: str) -> bool:
         return key in self._chunks
 
     def put(self, key: str, values: Mapping[str, Tensor]) -> None:
