@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,7 @@ EVALUATING = (
     "spiral_matrix", "string_insertion",
 )  # fmt: skip
 
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _HELD_OUT_SHARE = 8
 _MOST_DRAWS = 1000
 
@@ -37,6 +39,8 @@ class ReasoningGym:
     chat      ask in the tokenizer's chat template.
     tag       score only what is inside the last <tag>…</tag>, and nothing without one; absent,
               the whole response, which many scorers want to be the bare answer.
+    number    score only the last number in the response (inside the tag, if there is one), and
+              nothing without one: for small models, which answer in sentences.
     workers, time_out, memory_gb  of the judging processes: see `Judge`.
 
     One puzzle in eight, by a hash of its question, is held out: the splits never meet, however
@@ -52,6 +56,7 @@ class ReasoningGym:
         template: str = "{prompt}\n",
         chat: bool = False,
         tag: str | None = None,
+        number: bool = False,
         workers: int = 2,
         time_out: float = 5.0,
         memory_gb: float = 4.0,
@@ -63,7 +68,7 @@ class ReasoningGym:
         self._name, self._settings = name, json.dumps(dict(settings or {}), sort_keys=True)
         self._template, self._chat = template, chat
         puzzle(name, self._settings, 0)
-        options = {"name": name, "settings": self._settings, "tag": tag}
+        options = {"name": name, "settings": self._settings, "tag": tag, "number": number}
         self._judge = Judge(
             [Weighted(name="rlvr_decode.training.reasoning_gym_task:score", options=options)],
             workers=workers,
@@ -98,13 +103,20 @@ class ReasoningGym:
         return self._judge.take_counts()
 
 
-def score(response: str, source: str, *, name: str, settings: str, tag: str | None) -> float:
+def score(
+    response: str, source: str, *, name: str, settings: str, tag: str | None, number: bool = False
+) -> float:
     """What the puzzle's own scorer says of a response, from 0 to 1."""
     if tag is not None:
         _, opening, inside = response.rpartition(f"<{tag}>")
         response, closing, _ = inside.partition(f"</{tag}>")
         if not opening or not closing:
             return 0.0
+    if number:
+        numbers = _NUMBER.findall(response)
+        if not numbers:
+            return 0.0
+        response = numbers[-1]
     asked = json.loads(source)
     dataset, entry = puzzle(name, settings, asked["seed"])
     if _digest(entry["question"]) != asked["question"]:

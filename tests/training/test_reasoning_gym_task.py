@@ -46,6 +46,16 @@ def test_a_scorer_that_trips_over_an_answer_gives_nothing():
     assert not any(task.take_counts().values())
 
 
+def test_only_the_last_number_is_scored():
+    task = make(settings=SMALL, number=True)
+    prompt = next(
+        p for p in (task.prompt(i, seed=0, split="train") for i in range(99)) if p.answer[0] == "-"
+    )
+    right = prompt.answer
+    said = [f"It is 3 or {right}.", f"{right}", f"{right} or 3", right[1:], "no number", ""]
+    assert [task.reward(prompt, each) == 1 for each in said] == [True, True] + [False] * 4
+
+
 def test_only_what_the_tag_holds_is_scored():
     task = make("gcd", tag="answer", template="{prompt}\nGo.")
     prompt = task.prompt(0, seed=0, split="train")
