@@ -30,7 +30,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from rlvr_decode.engine.refusals import refuse_unsupported, runs_v2
 from rlvr_decode.pair import Pair
 from rlvr_decode.server.arguments import Parsed, parse
+from rlvr_decode.server.delta import delta_routes
+from rlvr_decode.server.interventions import rates_from
+from rlvr_decode.server.metrics import METRICS
 from rlvr_decode.server.middleware import ExtrapolationMiddleware
+from rlvr_decode.server.playground import page_routes
 from rlvr_decode.server.request import Served
 from rlvr_decode.server.routes import pair_routes
 
@@ -60,7 +64,12 @@ async def serve(parsed: Parsed) -> None:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         refused = refused_fields(client.vllm_config)
-        served = Served(names=names, defaults=pair.defaults, refused=refused)
+        served = Served(
+            names=names,
+            defaults=pair.defaults,
+            refused=refused,
+            sampling=client.model_config.get_diff_sampling_param(),
+        )
         attach(app, pair, served)
         await init_app_state(client, app.state, args, tasks)
         greeting = asyncio.create_task(_greet(app, address, served))
@@ -107,10 +116,15 @@ def refused_fields(config: VllmConfig) -> dict[str, str]:
 
 def attach(app: FastAPI, pair: Pair, served: Served) -> None:
     """Add the field and the routes to vLLM's app."""
-    app.include_router(pair_routes(pair, served))
+    for router in (pair_routes(pair, served), delta_routes(served), page_routes()):
+        app.include_router(router)
     # Appended, so innermost: authentication and CORS come before it. vLLM has built the stack by
     # now, and Starlette adds to one that is built only when asked to build it again.
-    app.user_middleware.append(Middleware(ExtrapolationMiddleware, served=served))
+    app.user_middleware.append(
+        Middleware(
+            ExtrapolationMiddleware, served=served, rates=rates_from(app.state), metrics=METRICS
+        )
+    )
     app.middleware_stack = app.build_middleware_stack()
 
 

@@ -10,11 +10,15 @@ own words, and every message after the body, so that a client that leaves still 
 
 from __future__ import annotations
 
+import uuid
+
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rlvr_decode.params import Extrapolation, SettingError
-from rlvr_decode.server.request import ROUTES, Served, translate
+from rlvr_decode.params import SettingError
+from rlvr_decode.server.interventions import Rates, Reporting
+from rlvr_decode.server.metrics import Metrics
+from rlvr_decode.server.request import ROUTES, Served, Translated, translate
 
 HEADER = b"x-extrapolation"
 
@@ -25,9 +29,11 @@ class ExtrapolationMiddleware:
     The settings that were applied come back in the response header `x-extrapolation`.
     """
 
-    def __init__(self, app: ASGIApp, *, served: Served) -> None:
+    def __init__(self, app: ASGIApp, *, served: Served, rates: Rates, metrics: Metrics) -> None:
         self.app = app
         self.served = served
+        self.rates = rates
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
@@ -39,14 +45,41 @@ class ExtrapolationMiddleware:
         if body is None:
             return
         try:
-            translated = translate(body, route, self.served)
+            translated = translate(body, route, self.served, ticket=uuid.uuid4().hex)
         except SettingError as error:
             await bad_request(error)(scope, receive, send)
             return
-        if translated is not None:
-            body, settings = translated
-            scope, send = with_length(scope, len(body)), announcing(settings, send)
-        await self.app(scope, replaying(body, receive), send)
+        if translated is None:
+            await self.app(scope, replaying(body, receive), send)
+        else:
+            scope = with_length(scope, len(translated.body))
+            await self.apply(translated, scope, replaying(translated.body, receive), send)
+
+    async def apply(
+        self, translated: Translated, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        send = self.announcing(translated, send)
+        if translated.ticket is None:
+            await self.app(scope, receive, send)
+            return
+        reporting = Reporting(send, translated.ticket, self.rates, self.metrics)
+        try:
+            await self.app(scope, receive, reporting)
+        finally:
+            await reporting.ask()  # the client may have left before the end
+
+    def announcing(self, translated: Translated, send: Send) -> Send:
+        """A `send` that adds the response header with the settings applied."""
+
+        async def announced(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] < 400:
+                    self.metrics.answered(translated.settings)
+                headers = [*message.get("headers", []), (HEADER, str(translated.settings).encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return announced
 
 
 def route_path(scope: Scope) -> str:
@@ -76,18 +109,6 @@ def replaying(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replayed
-
-
-def announcing(settings: Extrapolation, send: Send) -> Send:
-    """A `send` that adds the response header with the settings applied."""
-
-    async def announced(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = [*message.get("headers", []), (HEADER, str(settings).encode())]
-            message = {**message, "headers": headers}
-        await send(message)
-
-    return announced
 
 
 def with_length(scope: Scope, length: int) -> Scope:

@@ -7,8 +7,8 @@ A client may speak in three places, all of them optional:
     "vllm_xargs": {"extrapolation_strength": 0.5} vLLM's own way
 
 Two places that speak of one setting must agree; a setting that none names is the pair's default.
-vLLM gets the plain model name and every setting in `vllm_xargs`. Pure functions of JSON: HTTP is
-in `middleware.py`.
+vLLM gets the plain model name and every setting in `vllm_xargs`, with a gate also its sampling
+settings (`gated.py`). Pure functions of JSON: HTTP is in `middleware.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from rlvr_decode.params import XARGS_PREFIX, Extrapolation, SettingError, is_ours
+from rlvr_decode.params import (
+    SAMPLING_SETTINGS,
+    TICKET,
+    XARGS_PREFIX,
+    Extrapolation,
+    SettingError,
+    check_setting,
+    is_ours,
+)
+from rlvr_decode.server.body import Object, parse, refuse_repeated
+from rlvr_decode.server.gated import move_sampling
 
 FIELD = "extrapolation"
 NAMED_STRENGTHS = {"rlvr": 0.0, "base": -1.0}
@@ -31,25 +41,29 @@ class Route(NamedTuple):
 
     carrier       the keys that lead to the object of flat settings in its body.
     extrapolates  False where vLLM drops that object, so that only rlvr can answer.
+    generates     False where the request is only written out, to be sent later.
+    defaults      whether vLLM applies the sampling settings of the generation config.
     """
 
     carrier: tuple[str, ...] = ("vllm_xargs",)
     extrapolates: bool = True
+    generates: bool = True
+    defaults: bool = True
 
 
 # Every route of vLLM's server that reaches the engine's sampler, or writes what will reach it.
 ROUTES = {
     "/v1/chat/completions": Route(),
     "/v1/chat/completions/batch": Route(),
-    "/v1/chat/completions/render": Route(),
+    "/v1/chat/completions/render": Route(generates=False),
     "/v1/completions": Route(),
-    "/v1/completions/render": Route(),
+    "/v1/completions/render": Route(generates=False),
     "/v1/responses": Route(),
-    "/v1/responses/render": Route(),
+    "/v1/responses/render": Route(generates=False),
     "/v1/messages": Route(),
-    "/v1/messages/render": Route(),
+    "/v1/messages/render": Route(generates=False),
     "/invocations": Route(),
-    "/inference/v1/generate": Route(carrier=("sampling_params", "extra_args")),
+    "/inference/v1/generate": Route(carrier=("sampling_params", "extra_args"), defaults=False),
     "/cohere/v2/chat": Route(extrapolates=False),
     "/cohere/v2/chat/render": Route(extrapolates=False),
     "/generative_scoring": Route(extrapolates=False),
@@ -64,11 +78,21 @@ class Served:
     names     the model names that stand for the pair; each also takes `@…`.
     defaults  the settings of a request that names none.
     refused   fields of a request that this engine cannot take, with the reason.
+    sampling  the sampling settings of a request that names none.
     """
 
     names: tuple[str, ...]
     defaults: Extrapolation
     refused: Mapping[str, str] = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+class Translated(NamedTuple):
+    """A request for vLLM, the settings that apply, and the ticket for what the engine measures."""
+
+    body: bytes
+    settings: Extrapolation
+    ticket: str | None
 
 
 class Statement(NamedTuple):
@@ -79,12 +103,16 @@ class Statement(NamedTuple):
     place: str
 
 
-def translate(body: bytes, route: Route, served: Served) -> tuple[bytes, Extrapolation] | None:
-    """The body for vLLM and the settings that apply; None if the request is not for the pair.
+def translate(
+    body: bytes, route: Route, served: Served, ticket: str | None = None
+) -> Translated | None:
+    """The request for vLLM; None if it is not for the pair.
+
+    ticket  a fresh one, in case that this request needs one.
 
     Raises SettingError, whose `name` is the place in the body, for whatever cannot be applied.
     """
-    request = _parse(body)
+    request = parse(body)
     model = _model(request, served) if request is not None else None
     if request is None or model is None:
         return None
@@ -103,35 +131,23 @@ def translate(body: bytes, route: Route, served: Served) -> tuple[bytes, Extrapo
     if request.get("model"):
         request["model"] = model
     request.pop(FIELD, None)
+    if not (settings.gated and route.generates):
+        ticket = None
     if route.extrapolates:
-        key = route.carrier[-1]
-        holder[key] = {**(holder.get(key) or {}), **settings.to_extra_args()}
-    return json.dumps(request).encode(), settings
+        holder[route.carrier[-1]] = _flat(holder, route, settings, served, ticket)
+    return Translated(json.dumps(request).encode(), settings, ticket)
 
 
-class _Object(dict[str, Any]):
-    """A JSON object that remembers which keys came more than once."""
-
-    repeated: frozenset[str] = frozenset()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> _Object:
-    result = _Object(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        result.repeated = frozenset(key for key in keys if keys.count(key) > 1)
-    return result
-
-
-def _parse(body: bytes) -> _Object | None:
-    """The body's JSON object; None for anything else, which vLLM refuses in its own words."""
-    try:
-        value = json.loads(body, object_pairs_hook=_object)
-    except RecursionError:
-        raise SettingError("body", body[:20], "nested too deeply") from None
-    except ValueError:
-        return None
-    return value if isinstance(value, _Object) else None
+def _flat(
+    holder: Object, route: Route, settings: Extrapolation, served: Served, ticket: str | None
+) -> dict[str, Any]:
+    """Everything that the engine is told in `vllm_xargs`."""
+    xargs = {**(holder.get(route.carrier[-1]) or {}), **settings.to_extra_args()}
+    if settings.gated:
+        inside = "".join(f"{key}." for key in route.carrier[:-1])
+        defaults = served.sampling if route.defaults else {}
+        xargs |= move_sampling(holder, xargs, defaults, inside=inside)
+    return xargs if ticket is None else xargs | {TICKET: ticket}
 
 
 def _model(request: Mapping[str, Any], served: Served) -> str | None:
@@ -145,20 +161,20 @@ def _model(request: Mapping[str, Any], served: Served) -> str | None:
     return max(matching, key=len, default=None)
 
 
-def _holder(request: _Object, carrier: tuple[str, ...]) -> _Object | None:
+def _holder(request: Object, carrier: tuple[str, ...]) -> Object | None:
     """The object that has the flat settings; None where vLLM requires one and will say so."""
     holder = request
     for key in carrier[:-1]:
         inner = holder.get(key)
-        if not isinstance(inner, _Object):
+        if not isinstance(inner, Object):
             return None
         holder = inner
     return holder
 
 
-def _said_by_name(request: _Object, model: str) -> Iterator[Statement]:
+def _said_by_name(request: Object, model: str) -> Iterator[Statement]:
     said = request.get("model") or model
-    _refuse_repeated(request, "model", "model")
+    refuse_repeated(request, "model", "model")
     if said == model:
         return
     suffix = said.removeprefix(model + "@")
@@ -171,33 +187,30 @@ def _said_by_name(request: _Object, model: str) -> Iterator[Statement]:
         raise SettingError("model", said, f"use {model}, {model}@<strength>, {forms}")
 
 
-def _said_by_field(request: _Object) -> Iterator[Statement]:
+def _said_by_field(request: Object) -> Iterator[Statement]:
     value = request.get(FIELD)
-    _refuse_repeated(request, FIELD, FIELD)
-    if isinstance(value, _Object):
+    refuse_repeated(request, FIELD, FIELD)
+    if isinstance(value, Object):
         for setting, each in value.items():
-            _refuse_repeated(value, setting, f"{FIELD}.{setting}")
+            refuse_repeated(value, setting, f"{FIELD}.{setting}")
             yield Statement(setting, each, f"{FIELD}.{setting}")
     elif value is not None:
         yield Statement("strength", value, FIELD)
 
 
-def _said_by_xargs(holder: _Object, carrier: tuple[str, ...]) -> Iterator[Statement]:
+def _said_by_xargs(holder: Object, carrier: tuple[str, ...]) -> Iterator[Statement]:
     where = ".".join(carrier)
     xargs = holder.get(carrier[-1])
-    _refuse_repeated(holder, carrier[-1], where)
+    refuse_repeated(holder, carrier[-1], where)
     if xargs is None:
         return
-    if not isinstance(xargs, _Object):
+    if not isinstance(xargs, Object):
         raise SettingError(where, xargs, "must be an object")
     for key in filter(is_ours, xargs):
-        _refuse_repeated(xargs, key, f"{where}.{key}")
+        refuse_repeated(xargs, key, f"{where}.{key}")
+        if key.removeprefix(XARGS_PREFIX) in SAMPLING_SETTINGS:
+            continue  # not of the extrapolation: `gated.py`, or the engine refuses it
         yield Statement(key.removeprefix(XARGS_PREFIX), xargs[key], f"{where}.{key}")
-
-
-def _refuse_repeated(values: _Object, key: str, place: str) -> None:
-    if key in values.repeated:
-        raise SettingError(place, values[key], "given twice in one object; give it once")
 
 
 def _combine(statements: list[Statement], defaults: Extrapolation) -> Extrapolation:
@@ -205,16 +218,21 @@ def _combine(statements: list[Statement], defaults: Extrapolation) -> Extrapolat
     chosen: dict[str, Statement] = {}
     for said in statements:
         try:
-            Extrapolation.from_request({said.setting: said.value}, defaults)
+            check_setting(said.setting, said.value)
         except SettingError as error:
             raise SettingError(said.place, said.value, error.reason) from error
         first = chosen.setdefault(said.setting, said)
         if first.value != said.value:
             reason = f"disagrees with {first.place}, which says {first.value!r}; say it once"
             raise SettingError(said.place, said.value, reason)
-    return Extrapolation.from_request(
-        {setting: said.value for setting, said in chosen.items()}, defaults
-    )
+    try:
+        return Extrapolation.from_request(
+            {setting: said.value for setting, said in chosen.items()}, defaults
+        )
+    except SettingError as error:
+        said_of = chosen.get(error.name)
+        place = said_of.place if said_of else f"{FIELD}.{error.name}"
+        raise SettingError(place, error.value, error.reason) from error
 
 
 def _refuse_unsupported(
@@ -228,11 +246,12 @@ def _refuse_unsupported(
     for name, reason in served.refused.items():
         if holder.get(name) is not None:
             raise SettingError(name, holder[name], reason)
-    if settings.strength == 0:
+    if not settings.uses_base:
         return
     if not route.extrapolates:
         reason = "this route answers for rlvr only, strength 0; use /v1/completions"
-        raise SettingError(FIELD, settings.strength, reason)
+        value = settings.gate if settings.gated else settings.strength
+        raise SettingError(FIELD, value, reason)
     # vLLM reads "yes" and 1 as true, so anything that is not plainly off counts as on.
     if request.get("use_beam_search") not in (None, False):
         reason = "beam search drops the strength; sample, or use strength 0"

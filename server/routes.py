@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
 
 from rlvr_decode.pair import Checkpoint, Pair
-from rlvr_decode.params import GATES, PLAUSIBILITY_RANGE, STRENGTH_RANGE
+from rlvr_decode.params import (
+    GATES,
+    PLAUSIBILITY_RANGE,
+    PRIMARIES,
+    STRENGTH_RANGE,
+    THRESHOLD_RANGES,
+)
 from rlvr_decode.server.request import NAMED_STRENGTHS, ROUTES, Served
 
 
@@ -34,11 +41,18 @@ def describe(pair: Pair, served: Served) -> dict[str, Any]:
         "base": _describe(pair.base),
         "rlvr": _describe(pair.rlvr),
         "defaults": asdict(served.defaults),
-        "limits": {"strength": list(STRENGTH_RANGE), "plausibility": list(PLAUSIBILITY_RANGE)},
+        "limits": {
+            "strength": list(STRENGTH_RANGE),
+            "plausibility": list(PLAUSIBILITY_RANGE),
+            "threshold": {gate: list(allowed) for gate, allowed in THRESHOLD_RANGES.items()},
+        },
         "gates": list(GATES),
-        "routes": [path for path, route in ROUTES.items() if route.extrapolates],
+        "primaries": list(PRIMARIES),
+        "routes": [*(path for path, route in ROUTES.items() if route.extrapolates), "/v1/delta"],
         "refused": dict(served.refused),
         "stop_token_ids": list(pair.stop_token_ids),
+        "chat": _has_chat_template(pair),
+        "examples": list(pair.provenance.get("examples", ())),
         "provenance": dict(pair.provenance),
     }
 
@@ -46,3 +60,11 @@ def describe(pair: Pair, served: Served) -> dict[str, Any]:
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     place = {"hub": checkpoint.hub, "revision": checkpoint.revision} if checkpoint.hub else {}
     return {"kind": checkpoint.kind, **place, "sha256": dict(checkpoint.sha256)}
+
+
+def _has_chat_template(pair: Pair) -> bool:
+    directory = pair.tokenizer_directory
+    if (directory / "chat_template.jinja").exists():
+        return True
+    config = directory / "tokenizer_config.json"
+    return config.exists() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 
 from rlvr_decode.params import Extrapolation
+from rlvr_decode.server.metrics import Metrics
 from rlvr_decode.server.middleware import ExtrapolationMiddleware
 from rlvr_decode.server.request import ROUTES, Served
 
@@ -35,14 +37,21 @@ async def echo(scope, receive, send):
     await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
 
 
+async def no_rates(ticket):
+    raise AssertionError("nobody asks without a gate")
+
+
+def in_front_of(app, served=SERVED, rates=no_rates):
+    metrics = Metrics(CollectorRegistry())
+    return ExtrapolationMiddleware(app, served=served, rates=rates, metrics=metrics)
+
+
 def ask(body, *, path=CHAT, served=SERVED, app=echo, root_path="", **request):
     """The response to one POST; `body` is JSON-encoded unless it is bytes already."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     async def post():
-        transport = httpx.ASGITransport(
-            ExtrapolationMiddleware(app, served=served), root_path=root_path
-        )
+        transport = httpx.ASGITransport(in_front_of(app, served), root_path=root_path)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"content-type": "application/json"} | request.pop("headers", {})
             return await client.request(
@@ -145,7 +154,7 @@ def test_a_body_in_pieces_is_put_together():
             yield piece
 
     async def post():
-        transport = httpx.ASGITransport(ExtrapolationMiddleware(echo, served=SERVED))
+        transport = httpx.ASGITransport(in_front_of(echo))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post(CHAT, content=pieces())
 
@@ -411,7 +420,7 @@ def converse(app, incoming):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(ExtrapolationMiddleware(app, served=SERVED)(scope(), receive, send))
+    asyncio.run(in_front_of(app)(scope(), receive, send))
     return sent
 
 
@@ -455,15 +464,13 @@ def test_other_protocols_pass(kind):
     async def app(scope, receive, send):
         seen.append(scope)
 
-    asyncio.run(
-        ExtrapolationMiddleware(app, served=SERVED)({"type": kind, "path": CHAT}, None, None)
-    )
+    asyncio.run(in_front_of(app)({"type": kind, "path": CHAT}, None, None))
     assert seen == [{"type": kind, "path": CHAT}]
 
 
 def test_concurrent_requests_keep_their_own_settings():
     async def post():
-        transport = httpx.ASGITransport(ExtrapolationMiddleware(echo, served=SERVED))
+        transport = httpx.ASGITransport(in_front_of(echo))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             strengths = [i / 10 for i in range(-10, 100)]
             return strengths, await asyncio.gather(
