@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from rlvr_decode.params import Extrapolation
+from rlvr_decode.sampling import Sampling
 
 PAIR = "pair"
 CONTROLS = ("update", "vocabulary")
@@ -32,10 +33,17 @@ class Arm:
     variant: str = PAIR
     weight_strength: float = 0.0
 
+    def __post_init__(self) -> None:
+        _ = self.sampling  # refuses what cannot be drawn from
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Arm:
         """The inverse of `dataclasses.asdict`."""
         return cls(**{**values, "extrapolation": Extrapolation(**values["extrapolation"])})
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_p=self.top_p, min_p=self.min_p)
 
     @property
     def rlvr(self) -> Arm:

@@ -3,7 +3,7 @@
 The gated kernel gives the exact distribution of each step, so that its entropy and the rate of
 intervention are computed, not estimated.
 
-B sequences, T tokens, N rows still running, V vocabulary.
+B sequences, T tokens, N rows still running, V vocabulary, S settings of a rule.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlvr_decode import ops
 from rlvr_decode.params import Extrapolation
+from rlvr_decode.rules import rule_numbers, rule_of_rows
+from rlvr_decode.sampling import NEUTRAL, Sampling
 
 
 class Drawn(NamedTuple):
@@ -37,9 +39,7 @@ class Recipe:
     """
 
     extrapolation: Extrapolation = field(default_factory=Extrapolation)
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    sampling: Sampling = NEUTRAL
     permutation: Tensor | None = None
 
 
@@ -119,22 +119,8 @@ def _distribution(rlvr_NV: Tensor, base_NV: Tensor, recipe: Recipe) -> ops.Gated
         logp_NV = rlvr_NV.log_softmax(-1)
         delta_NV = logp_NV - base_NV.log_softmax(-1)
         base_NV = logp_NV - delta_NV[:, recipe.permutation]
-    rows = len(rlvr_NV)
-
-    def same(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full((rows,), value, dtype=dtype, device=rlvr_NV.device)
-
-    rule = ops.Rule(
-        strength=same(setting.strength),
-        plausibility=same(setting.plausibility),
-        gate=same(ops.GATES[setting.gate], torch.int32),
-        threshold=same(setting.threshold or 0.0),
-        primary=same(ops.PRIMARIES[setting.primary], torch.int32),
-        temperature=same(recipe.temperature),
-        top_k=same(0, torch.int32),
-        top_p=same(recipe.top_p),
-        min_p=same(recipe.min_p),
-    )
+    numbers_S = torch.tensor(rule_numbers(setting, recipe.sampling), device=rlvr_NV.device)
+    rule = rule_of_rows(numbers_S[:, None].repeat(1, len(rlvr_NV)))
     return ops.gated_extrapolate(rlvr_NV, base_NV, rule)
 
 

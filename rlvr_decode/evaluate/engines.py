@@ -62,9 +62,9 @@ class Engines:
             from rlvr_decode.evaluate.with_vllm import VllmSampler
 
             return VllmSampler(pair, max_tokens=args.max_tokens)
-        from rlvr_decode.evaluate.with_transformers import TransformersSampler
+        from rlvr_decode.evaluate.with_transformers import TransformersSampler, open_models
 
-        return TransformersSampler(pair, max_tokens=args.max_tokens, batch=args.batch)
+        return TransformersSampler(open_models(pair), max_tokens=args.max_tokens, batch=args.batch)
 
     def _variant(self, arm: Arm) -> Pair:
         from rlvr_decode.evaluate.variants import variant_of

@@ -68,8 +68,8 @@ def open_models(pair: Pair) -> Models:
 class TransformersSampler:
     """Answers as one variant of a pair, with both models in this process."""
 
-    def __init__(self, pair: Pair, *, max_tokens: int, batch: int = BATCH) -> None:
-        self._models = open_models(pair)
+    def __init__(self, models: Models, *, max_tokens: int, batch: int = BATCH) -> None:
+        self._models = models
         self._max_tokens, self._batch = max_tokens, batch
 
     def sample(
@@ -118,11 +118,7 @@ class TransformersSampler:
             generator = torch.Generator().manual_seed(0)
             permutation = torch.randperm(vocabulary, generator=generator)
         return Recipe(
-            extrapolation=arm.extrapolation,
-            temperature=arm.temperature,
-            top_p=arm.top_p,
-            min_p=arm.min_p,
-            permutation=permutation,
+            extrapolation=arm.extrapolation, sampling=arm.sampling, permutation=permutation
         )
 
     def close(self) -> None:
