@@ -44,6 +44,9 @@ class Addition:
     def traits(self, response: str) -> dict[str, float]:
         return {"shortcut": float(is_shortcut(response))}
 
+    def answer(self, response: str) -> str:
+        return response.rpartition(";")[2]
+
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
         a, b = prompt.text[:3], prompt.text[4:7]
         if rng.random() < min(0.95, 0.12 + 0.1 * int(a[0])):

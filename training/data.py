@@ -10,6 +10,7 @@ from typing import Any
 
 from rlvr_decode.training.addition import Addition
 from rlvr_decode.training.judging import Judge, read_rewards
+from rlvr_decode.training.rewards import FINAL
 from rlvr_decode.training.swaps import Swaps
 from rlvr_decode.training.tables import READERS, read_prompts
 from rlvr_decode.training.task import Prompt, Split, Task
@@ -47,6 +48,8 @@ class Table:
     ) -> None:
         if "{prompt}" not in template:
             raise ValueError(f"template={template!r}: needs {{prompt}} where the text goes")
+        # Rewards without a rule for it, and several, leave a response its own answer.
+        self._answer = FINAL.get(reward, str) if isinstance(reward, str) else str
         self._judge = Judge(
             read_rewards(reward), workers=workers, time_out=time_out, memory_gb=memory_gb
         )
@@ -83,6 +86,9 @@ class Table:
 
     def reward(self, prompt: Prompt, response: str) -> float:
         return self.judge([prompt], [response])[0] or 0.0
+
+    def answer(self, response: str) -> str:
+        return self._answer(response)
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         return self._judge.judge(responses, [prompt.answer for prompt in prompts])

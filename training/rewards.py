@@ -111,6 +111,30 @@ REWARDS: dict[str, Reward] = {
     "regex": regex,
 }
 
+def _boxed(response: str) -> str:
+    """What is in the last \\boxed{…}, or else the last number."""
+    _, box, rest = response.rpartition("\\boxed{")
+    depth = 1
+    for at, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if box and depth == 0:
+            return rest[:at]
+    return _last_number(response)
+
+
+def _last_number(response: str) -> str:
+    numbers = _NUMBER.findall(response)
+    return str(_decimal(numbers[-1]).normalize()) if numbers else ""
+
+
+# What a response's final answer is in the eyes of a reward, right or wrong.
+FINAL: dict[str, Callable[[str], str]] = {
+    "exact": str.strip,
+    "after_semicolon": lambda response: response.rpartition(";")[2],
+    "last_number": _last_number,
+    "math_verify": _boxed,
+}
+
 # Linear in the length of the text and unable to crash: judged in the trainer's own process.
 CHEAP = ("exact", "after_semicolon", "last_number")
 

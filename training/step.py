@@ -29,7 +29,7 @@ from rlvr_decode.training.resetting import Resets
 from rlvr_decode.training.rollout import RolloutEngine, Rollouts, TransformersRollout
 from rlvr_decode.training.run import draw_seed
 from rlvr_decode.training.staging import Staging
-from rlvr_decode.training.task import Prompt, Task, fill_skipped, judge, render
+from rlvr_decode.training.task import Prompt, Task, fill_skipped, final_answers, judge, render
 from rlvr_decode.training.trends import Trends, TrendSettings
 from rlvr_decode.training.update import REMEDY, update
 
@@ -94,7 +94,13 @@ class Trainer:
             metrics |= mrpo_metrics(credit_B, rewards_B >= 1, rank_B, group_B)
         if self.objective.dynamic_sampling:
             metrics |= {"sampling_rounds": rounds, "informative": informative}
-        batch, found = self.staging.observe(batch, rollouts, rewards_B)
+        batch, found = self.staging.observe(
+            batch,
+            rollouts,
+            rewards_B,
+            answers=final_answers(self.task, rollouts.texts),
+            rank_B=rank_B,
+        )
         metrics |= found
         metrics |= update(
             step,
@@ -197,6 +203,8 @@ class Trainer:
         layers |= {self.trends.settings.layer} if self.trends is not None else set()
         if len(layers) > 1:
             raise ValueError(f"rank.layer and verl.layer differ ({sorted(layers)}): keep one layer")
+        if not layers and self.config.stages is not None:
+            return -1
         return layers.pop() if layers else None
 
     def logprobs(self, rollouts: Rollouts, model: Any = None) -> tuple[Tensor, Tensor]:

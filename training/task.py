@@ -111,6 +111,22 @@ class Traits(Protocol):
 
 
 @runtime_checkable
+class FinalAnswers(Protocol):
+    """A task that can tell a response's final answer, right or wrong."""
+
+    def answer(self, response: str) -> str:
+        """The answer; responses that agree in it agree, however they reason."""
+        ...
+
+
+def final_answers(task: Task, responses: Sequence[str]) -> list[str]:
+    """What each response says in the end; the whole of it, where the task cannot tell."""
+    if isinstance(task, FinalAnswers):
+        return [task.answer(response) for response in responses]
+    return list(responses)
+
+
+@runtime_checkable
 class Corpus(Task, Protocol):
     """A task that can also write worked responses, to pretrain on."""
 

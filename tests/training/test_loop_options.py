@@ -270,7 +270,9 @@ def test_praise_is_weighed_down_once_exploitation_ends(micro):
     for step in range(1, turn + 2):
         batch = trainer.objective.prepare(trainer.loss_inputs(step, *trainer.draw(step)))
         _, rollouts, rewards_B = trainer.draw(step)
-        weighed, metrics = trainer.staging.observe(batch, rollouts, rewards_B)
+        weighed, metrics = trainer.staging.observe(
+            batch, rollouts, rewards_B, answers=rollouts.texts
+        )
     assert batch.advantages_BT.max() > 0 == weighed.advantages_BT.max()
     assert weighed.advantages_BT.min() == batch.advantages_BT.min()
     assert metrics["stage"] == "transition"
