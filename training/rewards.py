@@ -111,6 +111,7 @@ REWARDS: dict[str, Reward] = {
     "regex": regex,
 }
 
+
 def _boxed(response: str) -> str:
     """What is in the last \\boxed{…}, or else the last number."""
     _, box, rest = response.rpartition("\\boxed{")
