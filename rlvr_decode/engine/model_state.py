@@ -25,12 +25,16 @@ class PairedModelState(DefaultModelState):
         super().__init__(*args, **kwargs)
         self._step = step_of(self.vllm_config)
         self._table = SettingsTable(self.max_num_reqs, self.device, channel_of(self.vllm_config))
+        self._prompt_rows = self.model.prompt_rows
         self._serving = False
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
         assert new_req_data.sampling_params is not None
         self._table.write(req_index, new_req_data.sampling_params)
+        self._prompt_rows.admit(
+            req_index, new_req_data.sampling_params, new_req_data.prompt_token_ids
+        )
         self._serving = True
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
@@ -45,4 +49,5 @@ class PairedModelState(DefaultModelState):
                 np.repeat(seen < input_batch.prefill_len_np, rows_per_request),
             )
             self._step.arm(rows, prompt_logprobs=self._table.any_prompt_logprobs(slots))
+            self._prompt_rows.arm(input_batch)
         return dict(super().prepare_inputs(input_batch, req_states))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlvr_decode.engine.combine import combine
 from rlvr_decode.engine.gating import Masked, draw
+from rlvr_decode.engine.prompt_rows import PromptRows, rows_of
 from rlvr_decode.engine.refusals import refuse_unsupported
 from rlvr_decode.engine.rows import Step, step_of
 from rlvr_decode.engine.side_channel import channel_of
@@ -51,6 +52,7 @@ class PairModel(nn.Module):
         refuse_unsupported(vllm_config)
         self.step = step_of(vllm_config)
         self.channel = channel_of(vllm_config)
+        self.prompt_rows = PromptRows(channel_of(vllm_config))
 
     @abstractmethod
     def rlvr_logits(self, rlvr_NH: Tensor) -> Tensor | None:
@@ -67,7 +69,10 @@ class PairModel(nn.Module):
         """
         rlvr_NH, base_NH = hidden_states.chunk(2, dim=-1)
         rows = self.step.take(len(hidden_states), hidden_states.device)
-        if rows is None or not rows.extrapolating:
+        if rows is None:
+            return self._prompt_logits(rlvr_NH, base_NH)
+        self.prompt_rows.begin()
+        if not rows.extrapolating:
             return self.rlvr_logits(rlvr_NH.contiguous())
         base_KH = base_NH.contiguous() if rows.paired_K is None else base_NH[rows.paired_K]
         logits = self.both_logits(rlvr_NH.contiguous(), base_KH)
@@ -79,6 +84,18 @@ class PairModel(nn.Module):
         if rows.masked is not None:
             self.step.masked = Masked(combined_NV, *logits, rows.masked)
         return combined_NV
+
+    def _prompt_logits(self, rlvr_NH: Tensor, base_NH: Tensor) -> Tensor | None:
+        """Rlvr's logits of rows of prompts; those that are scored go to their side channel too."""
+        pieces = self.prompt_rows.take(len(rlvr_NH))
+        if not pieces:
+            return self.rlvr_logits(rlvr_NH.contiguous())
+        base_KH = base_NH[rows_of(pieces, base_NH.device)]
+        logits = self.both_logits(rlvr_NH.contiguous(), base_KH)
+        if logits is None:
+            return None
+        self.prompt_rows.score(pieces, *logits)
+        return logits[0]
 
     def get_model_state_cls(self) -> type[PairedModelState]:
         from rlvr_decode.engine.model_state import PairedModelState

@@ -35,8 +35,9 @@ def prompt_of(
     """The prompt of a request whose scores the front end waits for; None of any other."""
     asked = (params.extra_args or {}).get(EXTRA_ARG) if params is not None else None
     # A client may send what it likes; it cannot know a key that was opened.
-    waited_for = isinstance(asked, dict) and channel.is_open(str(asked.get("key")))
-    return Prompt(Scoring(**asked), tokens) if waited_for and tokens is not None else None
+    if tokens is None or not isinstance(asked, dict):
+        return None
+    return Prompt(Scoring(**asked), tokens) if channel.is_open(str(asked.get("key"))) else None
 
 
 class Piece(NamedTuple):
