@@ -16,7 +16,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_c
 from rlvr_decode.params import Extrapolation, SettingError
 from rlvr_decode.server.middleware import bad_request
 from rlvr_decode.server.request import Served
-from rlvr_decode.server.scores import ScoredToken, score
+from rlvr_decode.server.scores import ScoredToken, longest, score
 
 MAX_TOP = 20
 TokenId = Annotated[int, Field(ge=0, strict=True)]
@@ -184,10 +184,9 @@ def _check_ids(token_ids: list[int], name: str, state: State) -> None:
 
 
 def _check_length(token_ids: list[int], state: State) -> None:
-    # One place is for the token that vLLM always samples.
-    longest = state.engine_client.model_config.max_model_len - 1
-    if len(token_ids) > longest:
-        reason = f"{len(token_ids)} tokens; at most {longest} can be scored at once"
-        raise SettingError("input", len(token_ids), reason)
+    limit = longest(state.engine_client)
+    if len(token_ids) > limit:
+        reason = f"more tokens than the {limit} that can be scored at once; give fewer"
+        raise SettingError("tokens", len(token_ids), reason)
     if not token_ids:
         raise SettingError("input", [], "there is nothing to score; give at least one token")

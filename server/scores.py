@@ -65,6 +65,8 @@ async def score(
 ) -> list[ScoredToken]:
     """Score tokens, in one batch with whatever else the engine is doing.
 
+    Of tokens that fill the model's context the last stays without values.
+
     top   how many alternatives of each model to give.
     gate  settings whose gate is applied to each token; strength and plausibility do not matter.
     """
@@ -76,11 +78,12 @@ async def score(
         threshold=gate.threshold,
         primary=gate.primary,
     )
-    values = await _values(client, list(token_ids), scoring) if len(token_ids) > 1 else {}
+    submitted = list(token_ids[: longest(client)])
+    values = await _values(client, submitted, scoring) if len(submitted) > 1 else {}
     # With preemption a position comes twice; the values are the same.
     rows = {position: row for row, position in enumerate(values.get("position", ()))}
-    if len(rows) != len(token_ids) - 1:
-        raise RuntimeError(f"the engine scored {len(rows)} of {len(token_ids) - 1} tokens")
+    if len(rows) != len(submitted) - 1:
+        raise RuntimeError(f"the engine scored {len(rows)} of {len(submitted) - 1} tokens")
     tokenizer: Tokenizer = client.get_tokenizer()
     return [
         _scored(token_id, text, offset, values, rows.get(position), gate, tokenizer)
@@ -88,6 +91,11 @@ async def score(
             zip(token_ids, texts(tokenizer, token_ids), strict=True)
         )
     ]
+
+
+def longest(client: AsyncLLM) -> int:
+    """How many tokens can be scored at once; one place is for the token vLLM always samples."""
+    return int(client.model_config.max_model_len) - 1
 
 
 async def _values(client: AsyncLLM, token_ids: list[int], scoring: Scoring) -> dict[str, list[Any]]:
