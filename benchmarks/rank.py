@@ -6,13 +6,13 @@ Three baselines, each a loop over centred windows in float32, from what is first
 what a careful author would write: `torch.linalg.svd(window)` with its defaults (full V),
 `svd(window, full_matrices=False)` and `svdvals(window)`. They are timed on evenly spread windows
 of the same batch and scaled to all windows; ours is timed whole. No number is printed unless
-ranks agree with float64 singular values of the same windows first.
+ranks agree with float64 singular values of the same windows first. Writes
+benchmarks/results/rank.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rlvr_decode.training.spectral import trajectory_rank, window_ranks
 
+RESULTS = Path(__file__).parent / "results" / "rank.md"
 WINDOW, STRIDE = 64, 32
 TOLERANCE = 1e-5
 REPEATS = 3
@@ -43,7 +44,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="append the result to this JSONL file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     hidden_BTD = hidden_states(args.responses, args.tokens, args.width).to(args.device)
@@ -60,20 +60,11 @@ def main() -> None:
         sample = spread(hidden_BTD, count)
         per_run = median_time(partial(naive_ranks, sample, spectrum), REPEATS)
         seconds[name] = per_run / len(sample) * windows
-    report(seconds, windows)
-    if args.out:
-        record = {
-            "benchmark": "rank",
-            "shape": list(hidden_BTD.shape),
-            "threads": args.threads,
-            "device": args.device,
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "error": error,
-            "seconds": seconds,
-        }
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    where = args.device if args.device != "cpu" else f"CPU {platform.machine()}"
+    about = f"{args.threads} thread(s), {where}, torch {torch.__version__}"
+    text = report(seconds, windows, tuple(hidden_BTD.shape), about, error)
+    print(text)
+    RESULTS.write_text(text, encoding="utf-8")
 
 
 def hidden_states(responses: int, tokens: int, width: int) -> Tensor:
@@ -136,12 +127,31 @@ def median_time(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def report(seconds: dict[str, float], windows: int) -> None:
-    print(f"{'method':16s} {'seconds':>9s} {'per window':>11s} {'ours is':>9s}")
+def report(
+    seconds: dict[str, float], windows: int, shape: tuple[int, ...], about: str, error: float
+) -> str:
+    responses, tokens, width = shape
+    lines = [
+        "# Trajectory rank",
+        "",
+        f"`benchmarks/rank.py`: {responses} responses × {tokens} tokens × width {width}, "
+        f"{windows} windows of {WINDOW} with stride {STRIDE}; {about}. Largest relative error "
+        f"against float64 singular values: {error:.1e}.",
+        "",
+        "| method | seconds | per window | ours is faster by |",
+        "|---|---|---|---|",
+    ]
     for name, total in seconds.items():
-        ratio = f"{total / seconds['ours']:8.1f}×"
-        print(f"{name:16s} {total:9.2f} {total / windows * 1e6:8.0f} µs {ratio:>9s}")
-    print("baselines are timed on a spread of windows and scaled to all of them")
+        ratio = "" if name == "ours" else f"{total / seconds['ours']:.1f} ×"
+        lines.append(f"| {name} | {total:.2f} | {total / windows * 1e6:.0f} µs | {ratio} |")
+    lines += [
+        "",
+        "Every other method is a loop over centred float32 windows, timed on a spread of them and "
+        "scaled to all. Naive means the call as one first writes it, `torch.linalg.svd(window)`, "
+        "which also computes a full V; `full_matrices=False` and `svdvals` are what a careful "
+        "author would write, and the fair comparison.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
