@@ -86,3 +86,17 @@ def test_generate_refuses_a_strength_out_of_range(capsys):
         main(["generate", "tiny", "1+1", "--strength", "0", "99"])
     assert ended.value.code == 2
     assert "strength=99.0: must be from -1 to 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--gate", "delta"], "threshold=None: gate delta needs a number from -100 to 100"),
+        (["--threshold", "0.1"], "threshold=0.1: gate none compares with nothing"),
+        (["--gate", "sometimes"], "invalid choice: 'sometimes'"),
+    ],
+)
+def test_generate_refuses_half_a_gate(argv, words, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "tiny", "1+1", *argv])
+    assert words in capsys.readouterr().err
