@@ -21,25 +21,35 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlvr_decode.training.disk import saving
+from rlvr_decode.training.sharding import full_tensors, like
+
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one run, newest `keep` of them (0 keeps all)."""
+    """The checkpoints of one run, newest `keep` of them (0 keeps all).
+
+    writes  whether this process writes them; of several that share a model, one does.
+    """
 
     directory: Path
     keep: int
+    writes: bool = True
 
     def save(
         self, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: Mapping[str, Any]
     ) -> Path:
         """Write a checkpoint named by `state["step"]`; anything else in `state` is JSON."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         target = self.directory / f"step-{state['step']:06d}"
+        weights = full_tensors(_trainable(model), keep=self.writes)
+        moments = full_tensors(_optimizer_tensors(model, optimizers), keep=self.writes)
+        if not self.writes:
+            return target
         with appearing_whole(target) as scratch:
-            save_file(_trainable(model), scratch / _WEIGHTS)
-            save_file(_optimizer_tensors(model, optimizers), scratch / _OPTIMIZER)
+            save_file(weights, scratch / _WEIGHTS)
+            save_file(moments, scratch / _OPTIMIZER)
             digests = {name: _sha256(scratch / name) for name in (_WEIGHTS, _OPTIMIZER)}
             (scratch / _STATE).write_text(json.dumps({**state, "sha256": digests}, indent=1))
         for old in self._finished()[: -self.keep] if self.keep else []:
@@ -70,17 +80,24 @@ class Checkpoints:
 
 @contextmanager
 def appearing_whole(target: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `target` at the end, flushed to disk, or never does."""
+    """A scratch directory that becomes `target` at the end, flushed to disk, or never does.
+
+    Raises SaveError if it cannot be written; what it took is then free again.
+    """
     scratch = target.with_name(target.name + ".tmp")
-    for stale in (scratch, target):
-        if stale.exists():
-            shutil.rmtree(stale)
-    scratch.mkdir(parents=True)
-    yield scratch
-    for path in (*scratch.rglob("*"), scratch):
-        _flush(path)
-    os.rename(scratch, target)
-    _flush(target.parent)
+    with saving(target):
+        for stale in (scratch, target):
+            if stale.exists():
+                shutil.rmtree(stale)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+            for path in (*scratch.rglob("*"), scratch):
+                _flush(path)
+            os.rename(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        _flush(target.parent)
 
 
 def _flush(path: Path) -> None:
@@ -110,7 +127,7 @@ def _load_weights(model: nn.Module, tensors: dict[str, Tensor], source: Path) ->
                 f"{source}: is of another model; {name} is {list(tensors[name].shape)} there "
                 f"and {list(weight.shape)} here"
             )
-        weight.copy_(tensors[name])
+        weight.copy_(like(tensors[name], weight))
 
 
 def _optimizer_tensors(
@@ -133,4 +150,6 @@ def _load_optimizers(
     for key, value in tensors.items():
         name, _, slot = key.rpartition(".")
         parameter = parameters[name]
-        owner[parameter].state[parameter][slot] = value
+        # A count of steps is no moment, and stays as it is.
+        moment = value.shape == parameter.shape
+        owner[parameter].state[parameter][slot] = like(value, parameter) if moment else value

@@ -10,7 +10,11 @@ from pathlib import Path
 
 from rlvr_decode.training.checkpoint import appearing_whole
 from rlvr_decode.training.config import load
+from rlvr_decode.training.disk import SaveError
+from rlvr_decode.training.distributed import is_first
+from rlvr_decode.training.interrupt import EXIT_CODE, Stopped
 from rlvr_decode.training.judging import RewardError
+from rlvr_decode.training.rollout import RolloutError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="rlvr-decode train",
         description="Train a pair by reinforcement learning with verifiable rewards.",
-        epilog="A run that was stopped goes on where it was when the same command is given again.",
+        epilog="A run that was stopped goes on where it was when the same command is given again. "
+        "The exit status is 0 when the pair is finished, 75 when SIGTERM or Ctrl-C has stopped the "
+        "run after a step that has its checkpoint, and 2 for an error. `torchrun` and `accelerate "
+        "launch` start several processes: -m rlvr_decode train RECIPE.",
     )
     parser.add_argument("recipe", help="a TOML file, or the name of a bundled recipe (tiny)")
     parser.add_argument(
@@ -39,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         pair = train_recipe(config)
+        if not is_first():
+            return 0
         if arguments.install is not None:
             install(pair, arguments.install)
             pair = arguments.install / pair.name
-    except (ValueError, FloatingPointError, RewardError) as error:
+    except Stopped as stopped:
+        print(f"rlvr-decode train: {stopped}", file=sys.stderr)
+        return EXIT_CODE
+    except (ValueError, FloatingPointError, RewardError, RolloutError, SaveError) as error:
         print(f"rlvr-decode train: {error}", file=sys.stderr)
         return 2
     print(pair)

@@ -79,6 +79,12 @@ class Rollout:
     temperature: float = 1.0
     max_rounds: int = 10
     """How often an objective with dynamic sampling may draw fresh prompts for one step."""
+    engine: str = "transformers"
+    """A key of `engines.ENGINES`; "vllm" is an engine of its own in the same process."""
+    time_out: float = 3600.0
+    """Seconds after which an engine of its own that has not answered is given up."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Engine arguments of vLLM, such as gpu_memory_utilization, over the ones chosen here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +151,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Log:
+    """What a run tells beside `metrics.jsonl`; a run that resumes may tell other things."""
+
+    to: list[str] = field(default_factory=list)
+    """Keys of `trackers.TRACKERS`: tensorboard, trackio, wandb."""
+    samples: int = 4
+    """Completions of each step kept in `samples.jsonl`."""
+    show_every: int = 0
+    """Steps between tables of those on the screen; 0 means never."""
+    curves: bool = True
+    """Draw `curves.png` at the end; needs matplotlib."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
     """One run, from prompts to a pair."""
 
@@ -174,6 +194,9 @@ class Train:
     """ProRL's reset of reference and optimiser: settings of `reset.ResetRule`."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+    shard: bool = False
+    """With several processes: spread weights, gradients and optimiser over them (FSDP)."""
     kl_to_base: bool = True
     """Log the KL from base each step; one more forward, and without an adapter a second model."""
     defaults: Extrapolation = field(default_factory=Extrapolation)

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerBase
 
+from rlvr_decode.training.distributed import Processes
 from rlvr_decode.training.objectives import informative
 from rlvr_decode.training.rollout import Rollouts
 from rlvr_decode.training.task import Prompt
@@ -50,7 +52,8 @@ def collect(
     for number in range(max_rounds):
         judged = draw(number)
         drawn += len(judged.prompts)
-        group_B = torch.arange(len(judged.prompts)).repeat_interleave(group)
+        ids = torch.arange(len(judged.prompts), device=judged.rewards_B.device)
+        group_B = ids.repeat_interleave(group)
         useful = informative(judged.rewards_B, group_B)[::group].nonzero().flatten()
         kept += len(useful)
         found.append(_groups(judged, useful[: prompts - sum(len(f.prompts) for f in found)], group))
@@ -65,9 +68,30 @@ def collect(
     return Collected(_joined(found), len(found), kept / drawn)
 
 
+def gathered(judged: Judged, tokenizer: PreTrainedTokenizerBase, processes: Processes) -> Judged:
+    """The round of all processes, each of which has sampled its share of the prompts.
+
+    Hidden states stay where they are; what reads them computes them again.
+    """
+    prompts, rollouts, rewards_B = judged
+    if processes.size == 1:
+        return judged
+    tensors = {
+        name: processes.everyones(value)
+        for name, value in rollouts.tensors().items()
+        if name != "hidden_BTD"
+    }
+    parts = []
+    for number, part_B in enumerate(processes.everyones(rewards_B)):
+        mine = {name: each[number] for name, each in tensors.items()}
+        texts = tokenizer.batch_decode(mine["response_BT"], skip_special_tokens=True)
+        parts.append(Judged([], Rollouts(texts=texts, **mine), part_B))
+    return _joined(parts)._replace(prompts=prompts)
+
+
 def _groups(judged: Judged, chosen: Tensor, group: int) -> Judged:
     """The groups of some prompts, by number."""
-    rows_B = (chosen[:, None] * group + torch.arange(group)).flatten()
+    rows_B = (chosen[:, None] * group + torch.arange(group, device=chosen.device)).flatten()
     prompts = [judged.prompts[number] for number in chosen.tolist()]
     return Judged(prompts, judged.rollouts.select(rows_B), judged.rewards_B[rows_B])
 

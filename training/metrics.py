@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlvr_decode.training.disk import saving
+
 
 @dataclass(frozen=True, slots=True)
 class MetricsLog:
@@ -18,7 +20,7 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line; it is on its way to the disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with saving(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
@@ -32,8 +34,9 @@ class MetricsLog:
         """Forget what came after `step`: a resumed run tells those steps again."""
         kept = [line for line in self.read() if line["step"] <= step]
         scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(scratch, self.path)
+        with saving(self.path):
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(scratch, self.path)
 
 
 def postfix(metrics: Mapping[str, float], names: Mapping[str, str]) -> dict[str, str]:

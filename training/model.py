@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -49,9 +50,7 @@ def new_model(
     return model, tokenizer
 
 
-def new_tokenizer(
-    architecture: Architecture, texts: Iterable[str] = ()
-) -> PreTrainedTokenizerFast:
+def new_tokenizer(architecture: Architecture, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
     """The tokenizer an architecture names, within its vocabulary."""
     kind, vocabulary = architecture.tokenizer, architecture.vocabulary
     if kind == "byte_pairs":
@@ -95,14 +94,22 @@ def open_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     return model, tokenizer
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a directory that transformers and vLLM open: config, weights, tokenizer."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a directory that transformers and vLLM open: config, weights, tokenizer.
+
+    state  the weights, where the model does not have them whole.
+    """
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=state)
     tokenizer.save_pretrained(directory)
     for file in directory.iterdir():
         # The weights come out readable by their owner alone, which no package can ship.

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.config import Pretrain, Train
+from rlvr_decode.training.interrupt import Stopped, StopRequest
 from rlvr_decode.training.metrics import MetricsLog
 from rlvr_decode.training.model import new_model, save_model
 from rlvr_decode.training.optim import muon_and_adamw, set_lr
@@ -25,7 +26,9 @@ _IGNORED = -100
 _TOKENIZER_TEXTS = 2000
 
 
-def pretrain(config: Train, settings: Pretrain, task: Corpus, directory: Path) -> Path:
+def pretrain(
+    config: Train, settings: Pretrain, task: Corpus, directory: Path, stop: StopRequest
+) -> Path:
     """Train the base and write it to `directory`/base; resumes, and returns at once when done."""
     base = directory / "base"
     if base.exists():
@@ -58,8 +61,10 @@ def pretrain(config: Train, settings: Pretrain, task: Corpus, directory: Path) -
             optimizer.zero_grad()
         log.write(step, {"loss": loss.item()})
         bar.set_postfix(loss=f"{loss.item():.3f}")
-        if step % settings.checkpoint_every == 0:
+        if step % settings.checkpoint_every == 0 or stop.requested:
             checkpoints.save(model, optimizers, {"step": step})
+        if stop.requested:
+            raise Stopped(f"step {step} of pretraining")
 
     with appearing_whole(base) as scratch:
         save_model(model, tokenizer, scratch)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlvr_decode.training.padding import positions
 
@@ -39,13 +39,30 @@ class Rollouts:
 
     def select(self, rows_B: Tensor) -> Rollouts:
         """Some of the responses, by number."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: value[rows_B] for name, value in values.items() if torch.is_tensor(value)}
+        tensors = {name: value[rows_B] for name, value in self.tensors().items()}
         return Rollouts(texts=[self.texts[row] for row in rows_B.tolist()], **tensors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the texts, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if torch.is_tensor(value)}
+
+
+class RolloutError(RuntimeError):
+    """An engine has stalled or died."""
 
 
 class RolloutEngine(Protocol):
-    """Whatever can sample from the policy as it is now."""
+    """Whatever can sample from the policy."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether its log-probs are those that the trainer computes."""
+        ...
+
+    def refresh(self) -> None:
+        """Take over the policy as it is now."""
+        ...
 
     def sample(
         self,
@@ -73,6 +90,10 @@ class TransformersRollout:
     tokenizer: PreTrainedTokenizerBase
     layer: int | None = None
     """Keep the hidden states of this layer, as `output_hidden_states` counts; None keeps none."""
+    exact: bool = True
+
+    def refresh(self) -> None:
+        """Nothing: the policy itself samples."""
 
     @torch.no_grad()
     def sample(
@@ -88,12 +109,18 @@ class TransformersRollout:
         """Temperature 0 is greedy, and its log-probabilities are the model's at temperature 1."""
         self.model.train(False)
         device = self.model.device
-        prompt_BP, prompt_mask_BP = self._encoded(prompts, group, max_new_tokens)
+        prompt_BP, prompt_mask_BP = (
+            each.repeat_interleave(group, dim=0).to(device)
+            for each in padded(
+                encode(prompts, self.tokenizer, self.model.config, max_new_tokens=max_new_tokens),
+                self.tokenizer,
+            )
+        )
         generators = [
             torch.Generator(device).manual_seed(prompt_seed(seed, first + number))
             for number in range(len(prompts))
         ]
-        stop = _stop_ids(self.model).to(device)
+        stop = stop_ids(self.model).to(device)
         shape = (len(prompt_BP), max_new_tokens)
         response_BT = torch.full(shape, self.tokenizer.pad_token_id, device=device)
         logp_BT = torch.zeros(shape, device=device)
@@ -150,27 +177,37 @@ class TransformersRollout:
             hidden_BTD=None if hidden_BTD is None else hidden_BTD[:, :longest],
         )
 
-    def _encoded(
-        self, prompts: Sequence[str], group: int, max_new_tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        """The prompts as ids padded on the left, each `group` times, and a mask of the real ones.
 
-        Padded here and not by the tokenizer, which would remember how and save it.
-        """
-        encoded = [torch.tensor(self.tokenizer.encode(prompt)) for prompt in prompts]
-        room = self.model.config.max_position_embeddings - max(map(len, encoded))
-        if max_new_tokens > room:
-            raise ValueError(
-                f"max_new_tokens={max_new_tokens}: the longest prompt leaves room for {room}"
-            )
-        pad_left = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
-        ids = pad_left(encoded, padding_value=self.tokenizer.pad_token_id)
-        real = pad_left([torch.ones_like(each, dtype=torch.bool) for each in encoded])
-        device = self.model.device
-        return (
-            ids.repeat_interleave(group, dim=0).to(device),
-            real.repeat_interleave(group, dim=0).to(device),
+def encode(
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    *,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """The prompts as ids; ValueError if the model has no room for such responses to them."""
+    encoded: list[list[int]] = [tokenizer.encode(prompt) for prompt in prompts]
+    room = config.max_position_embeddings - max(map(len, encoded))
+    if max_new_tokens > room:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}: the longest prompt leaves room for {room}"
         )
+    return encoded
+
+
+def padded(
+    encoded: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor, Tensor]:
+    """Ids padded on the left, and a mask of the real ones.
+
+    Padded here and not by the tokenizer, which would remember how and save it.
+    """
+    ids = [torch.tensor(each) for each in encoded]
+    pad_left = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
+    return (
+        pad_left(ids, padding_value=tokenizer.pad_token_id),
+        pad_left([torch.ones_like(each, dtype=torch.bool) for each in ids]),
+    )
 
 
 def prompt_seed(seed: int, number: int) -> int:
@@ -200,7 +237,7 @@ def draw(
     return token_N, logp_NV.gather(-1, token_N.unsqueeze(-1)).squeeze(-1)
 
 
-def _stop_ids(model: PreTrainedModel) -> Tensor:
+def stop_ids(model: PreTrainedModel) -> Tensor:
     eos = model.generation_config.eos_token_id
     if eos is None:
         raise ValueError("the model's generation_config has no eos_token_id: responses never end")

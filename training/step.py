@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlvr_decode.training.adapted import adapt, write_adapter
 from rlvr_decode.training.config import Train, build
-from rlvr_decode.training.dynamic_sampling import Collected, Judged, collect
+from rlvr_decode.training.distributed import Processes
+from rlvr_decode.training.dynamic_sampling import Collected, Judged, collect, gathered
+from rlvr_decode.training.engines import make_engine
 from rlvr_decode.training.held_out import HeldOut
-from rlvr_decode.training.logprobs import check_head, response_logprobs
-from rlvr_decode.training.model import open_model, save_model
 from rlvr_decode.training.mrpo import mrpo_metrics
 from rlvr_decode.training.objectives import LossInputs, Objective
 from rlvr_decode.training.optim import adamw
+from rlvr_decode.training.policies import Policies
 from rlvr_decode.training.ranks import RankReward, ranked_rewards
 from rlvr_decode.training.resetting import Resets
-from rlvr_decode.training.rollout import RolloutEngine, Rollouts, TransformersRollout
+from rlvr_decode.training.rollout import Rollouts
 from rlvr_decode.training.run import draw_seed
 from rlvr_decode.training.staging import Staging
 from rlvr_decode.training.task import Prompt, Task, fill_skipped, final_answers, judge, render
@@ -37,8 +37,16 @@ from rlvr_decode.training.update import REMEDY, update
 class Trainer:
     """The policy, what it is measured against, and one step of learning."""
 
-    def __init__(self, config: Train, task: Task, objective: Objective, base: str | Path) -> None:
+    def __init__(
+        self,
+        config: Train,
+        task: Task,
+        objective: Objective,
+        base: str | Path,
+        processes: Processes | None = None,
+    ) -> None:
         self.config = config
+        self.processes = processes or Processes()
         self.task = task
         self.objective = objective
         self.rank = None if config.rank is None else build(RankReward, config.rank, "rank")
@@ -47,30 +55,19 @@ class Trainer:
             self.trends = Trends(build(TrendSettings, config.verl or {}, "verl"))
         self.staging = Staging(config.stages)
         self.evaluation = HeldOut(config)
-        self.policy, self.tokenizer = open_model(base)
-        check_head(self.policy)
-        if config.optim.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable({"use_reentrant": False})
-        directory = Path(config.out) / config.name
-        self.adapter = self.reference = None
-        if config.adapter is not None:
-            start = directory / "adapter"
-            self.adapter = adapt(self.policy, config.adapter, seed=config.seed, directory=start)
         self.compared = config.kl_to_base or "ref_logp_BT" in objective.needs
-        if self.compared and self.adapter is None:
-            self.reference = open_model(base)[0].requires_grad_(False)
-        self.engine: RolloutEngine = TransformersRollout(
-            model=self.policy,
-            tokenizer=self.tokenizer,
-            layer=self.kept_layer(),
-        )
+        self.policies = Policies(config, base, compared=self.compared, processes=self.processes)
+        self.policy, self.tokenizer = self.policies.policy, self.policies.tokenizer
+        self.engine = make_engine(config, self.policies, base, layer=self.kept_layer())
+        # Whether the engine still has the policy of before.
+        self.moved = True
         self.optimizer = adamw(self.policy, config.optim)
         self.resets = Resets(
             config.reset,
             policy=self.policy,
-            reference=self.reference,
+            reference=self.policies.reference,
             optimizer=self.optimizer,
-            directory=directory / "references",
+            directory=Path(config.out) / config.name / "references",
         )
         self.judging: Counter[str] = Counter()
 
@@ -80,15 +77,17 @@ class Trainer:
         # Dropout, where a model has any, draws from the global generator.
         torch.manual_seed(draw_seed("update", self.config.seed, step))
         self.judging.clear()
-        (prompts, rollouts, rewards_B), rounds, informative = self.collect(step)
-        group_B = torch.arange(len(prompts)).repeat_interleave(self.config.rollout.group)
-        shaped_B, rank_B = rewards_B, None
-        if self.rank is not None:
-            shaped_B, rank_B = ranked_rewards(
-                self.policy, rollouts, rewards_B >= 1, group_B, self.rank
-            )
-        batch = self.objective.prepare(self.loss_inputs(step, prompts, rollouts, shaped_B))
-        metrics: dict[str, Any] = dict(self.judging)
+        with self.policies.whole():
+            self.judged, rounds, informative = self.collect(step)
+            prompts, rollouts, rewards_B = self.judged
+            group_B = self.group_ids(prompts)
+            shaped_B, rank_B = rewards_B, None
+            if self.rank is not None:
+                shaped_B, rank_B = ranked_rewards(
+                    self.policy, rollouts, rewards_B >= 1, group_B, self.rank
+                )
+            batch = self.objective.prepare(self.loss_inputs(step, prompts, rollouts, shaped_B))
+        metrics: dict[str, Any] = self.processes.merged(self.judging)
         if rank_B is not None and batch.advantages_BT is not None:
             credit_B = batch.advantages_BT[:, 0]
             metrics |= mrpo_metrics(credit_B, rewards_B >= 1, rank_B, group_B)
@@ -106,12 +105,12 @@ class Trainer:
             step,
             batch,
             rollouts,
-            policy=self.policy,
+            policies=self.policies,
             optimizer=self.optimizer,
             objective=self.objective,
-            logprobs=self.logprobs,
             settings=self.config.optim,
         )
+        self.moved = True
         tokens = int(rollouts.mask_BT.sum())
         return {
             "reward": rewards_B.mean().item(),
@@ -136,12 +135,16 @@ class Trainer:
         )
 
     def draw(self, step: int, number: int = 0) -> Judged:
-        """One round of sampling and judging."""
+        """One round of sampling and judging, in which every process has a share."""
         prompts = self.prompts(step, number)
-        rollouts = self.sample(prompts, step, number=number)
-        if not rollouts.logp_BT.isfinite().all():
+        mine = self.processes.share(prompts)
+        first, _ = self.processes.bounds(len(prompts))
+        rollouts = self.sample(mine, step, number=number, first=first)
+        rewards_B = self.judge(mine, rollouts, self.config.rollout.group)
+        judged = gathered(Judged(prompts, rollouts, rewards_B), self.tokenizer, self.processes)
+        if not judged.rollouts.logp_BT.isfinite().all():
             raise FloatingPointError(f"step {step}: the policy gives no numbers any more. {REMEDY}")
-        return Judged(prompts, rollouts, self.judge(prompts, rollouts, self.config.rollout.group))
+        return judged
 
     def prompts(self, step: int, number: int = 0) -> list[Prompt]:
         """The prompts of a step, counted from 1, and of a round of it, counted from 0."""
@@ -154,45 +157,76 @@ class Trainer:
         ]
 
     def sample(
-        self, prompts: list[Prompt], step: int, *, number: int = 0, greedy: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        step: int,
+        *,
+        number: int = 0,
+        first: int = 0,
+        greedy: bool = False,
     ) -> Rollouts:
         """A group of responses to each prompt, or the greedy one."""
         settings = self.config.rollout
+        self.hand_over()
         purpose = f"rollout/{number}" if number else "rollout"
-        with self.autocast():
+        with self.policies.autocast():
             return self.engine.sample(
                 [render(prompt, self.tokenizer) for prompt in prompts],
                 group=1 if greedy else settings.group,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=0.0 if greedy else settings.temperature,
                 seed=draw_seed(purpose, self.config.seed, step),
+                first=first,
             )
 
-    def judge(self, prompts: list[Prompt], rollouts: Rollouts, group: int) -> Tensor:
+    def hand_over(self) -> None:
+        """Let the engine have the policy as it is now, if it has not."""
+        if self.moved:
+            self.engine.refresh()
+            self.moved = False
+
+    def judge(self, prompts: Sequence[Prompt], rollouts: Rollouts, group: int) -> Tensor:
         """The reward of each response, [B]; one that was skipped gets its group's mean."""
         asked = [prompt for prompt in prompts for _ in range(group)]
         rewards, counts = judge(self.task, asked, rollouts.texts)
         self.judging.update(counts)
-        return torch.tensor(fill_skipped(rewards, group), dtype=torch.float32)
+        filled = fill_skipped(rewards, group)
+        return torch.tensor(filled, dtype=torch.float32, device=self.processes.device)
+
+    def group_ids(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Which prompt each response answers."""
+        ids = torch.arange(len(prompts), device=self.processes.device)
+        return ids.repeat_interleave(self.config.rollout.group)
 
     def loss_inputs(
         self, step: int, prompts: list[Prompt], rollouts: Rollouts, rewards_B: Tensor
     ) -> LossInputs:
-        """What the objective reads. On-policy, the sampler's log p are the old policy's."""
-        group = self.config.rollout.group
+        """What the objective reads; every process computes the log p of its own part.
+
+        On-policy, an exact sampler's log p are the old policy's.
+        """
+        group_B = self.group_ids(prompts)
+        mine = rollouts.select(self.processes.rows(group_B))
+        old_BT = rollouts.logp_BT
+        if not self.engine.exact:
+            with torch.no_grad():
+                old_BT = self.processes.gathered(self.logprobs(mine)[0])
         inputs = LossInputs(
-            logp_BT=rollouts.logp_BT,
-            old_logp_BT=rollouts.logp_BT,
+            logp_BT=old_BT,
+            old_logp_BT=old_BT,
             rollout_logp_BT=rollouts.logp_BT,
             mask_BT=rollouts.mask_BT,
             rewards_B=rewards_B,
-            group_B=torch.arange(len(prompts)).repeat_interleave(group),
+            group_B=group_B,
         )
         if self.compared:
-            inputs = replace(inputs, ref_logp_BT=self.reference_logprobs(rollouts))
+            reference_BT = self.processes.gathered(self.policies.reference_logprobs(mine))
+            inputs = replace(inputs, ref_logp_BT=reference_BT)
         if "greedy_rewards_B" in self.objective.needs:
-            greedy = self.judge(prompts, self.sample(prompts, step, greedy=True), 1)
-            inputs = replace(inputs, greedy_rewards_B=greedy.repeat_interleave(group))
+            asked = self.processes.share(prompts)
+            greedy = self.judge(asked, self.sample(asked, step, greedy=True), 1)
+            greedy = self.processes.gathered(greedy).repeat_interleave(self.config.rollout.group)
+            inputs = replace(inputs, greedy_rewards_B=greedy)
         if self.trends is not None:
             inputs = replace(inputs, bonus_B=self.trends.bonus(self.policy, rollouts))
         return inputs
@@ -207,28 +241,15 @@ class Trainer:
             return -1
         return layers.pop() if layers else None
 
-    def logprobs(self, rollouts: Rollouts, model: Any = None) -> tuple[Tensor, Tensor]:
-        """log p and entropy of the responses under the policy, or another model."""
-        with self.autocast():
-            return response_logprobs(
-                model or self.policy, rollouts, temperature=self.config.rollout.temperature
-            )
-
-    @torch.no_grad()
-    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
-        """log p under the base, which is what an adapter's policy is without it."""
-        if self.adapter is None:
-            return self.logprobs(rollouts, self.reference)[0]
-        with self.adapter.disabled():
-            return self.logprobs(rollouts)[0]
-
-    def autocast(self) -> torch.autocast:
-        device = self.policy.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.optim.bf16)
+    def logprobs(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """log p and entropy of the responses under the policy."""
+        return self.policies.logprobs(rollouts)
 
     def held_out(self) -> dict[str, float]:
         """Accuracy and reach on held-out prompts, the same at every evaluation of a run."""
-        return self.evaluation.measure(self.engine, self.task, self.tokenizer)
+        with self.policies.whole():
+            self.hand_over()
+            return self.evaluation.measure(self.engine, self.task, self.tokenizer)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and optimiser."""
@@ -243,7 +264,4 @@ class Trainer:
 
     def save(self, directory: Path) -> None:
         """Write the rlvr half: the adapter as LoRA, or the whole model."""
-        if self.adapter is None:
-            save_model(self.policy, self.tokenizer, directory)
-        else:
-            write_adapter(self.adapter, directory, base=self.config.base)
+        self.policies.save(directory)

@@ -9,36 +9,26 @@ What is left out: a value model, and rollouts from any policy but the present on
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from rlvr_decode.pair import FILE, write_pair
-from rlvr_decode.training.adapted import adapter_config
 from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.data import make_task
-from rlvr_decode.training.metrics import MetricsLog, postfix
-from rlvr_decode.training.objectives import OBJECTIVES, Objective
-from rlvr_decode.training.pretrain import pretrain
+from rlvr_decode.training.disk import saving
+from rlvr_decode.training.distributed import Processes, processes
+from rlvr_decode.training.interrupt import Stopped, StopRequest, stop_on_signals
+from rlvr_decode.training.lock import held
 from rlvr_decode.training.questions import Rewards, Rows, in_memory
-from rlvr_decode.training.ranks import RankReward
-from rlvr_decode.training.reset import ResetRule
+from rlvr_decode.training.report import reporting
 from rlvr_decode.training.run import claim, provenance
-from rlvr_decode.training.stages import StageSettings
+from rlvr_decode.training.setup import check_sections, find_base, make_objective
 from rlvr_decode.training.step import Trainer
-from rlvr_decode.training.task import Corpus, Task
-from rlvr_decode.training.trends import TrendSettings
-
-_SHOWN = {
-    "reward": "reward",
-    "held_out": "held-out",
-    "entropy": "entropy",
-    "kl_ref": "kl",
-    "tokens_per_second": "tok/s",
-}
+from rlvr_decode.training.task import Task
 
 
 def train(
@@ -72,31 +62,44 @@ def run(config: Train, task: Task) -> Path:
     """Train the rlvr half of a pair; returns the path of its `pair.json`.
 
     Everything lives in the directory `out/name`. Starting the same run again resumes it from its
-    newest checkpoint, to the same bits; a finished run is left as it is.
+    newest checkpoint, to the same bits; a finished run is left as it is. SIGTERM or Ctrl-C ends
+    it after the step at hand with `Stopped`. Launched as several processes, they share the work.
     """
-    directory = claim(config)
-    if (directory / FILE).exists():
-        return directory / FILE
+    directory = Path(config.out) / config.name
+    with ExitStack() as stack:
+        group = stack.enter_context(processes())
+        if group.is_first:
+            stack.enter_context(held(directory))
+        stop = stack.enter_context(stop_on_signals())
+        with group.first_before_others():
+            claim(config)
+        if not (directory / FILE).exists():
+            learn(config, task, directory, group, stop)
+    return directory / FILE
+
+
+def learn(config: Train, task: Task, directory: Path, group: Processes, stop: StopRequest) -> None:
+    """The loop, from the newest checkpoint to the finished pair."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     objective = make_objective(config)
     check_sections(config)
-    base = find_base(config, task, directory)
-    trainer = Trainer(config, task, objective, base)
+    with group.first_before_others():
+        base = find_base(config, task, directory, stop)
+    trainer = Trainer(config, task, objective, base, group)
 
-    checkpoints = Checkpoints(directory=directory / "checkpoints", keep=config.checkpoint.keep)
-    log = MetricsLog(directory / "metrics.jsonl")
-    state = checkpoints.restore(trainer.policy, [trainer.optimizer])
-    if state is None:
-        before = trainer.held_out()
-        state = {"step": 0, "finished": False, "accuracies": {"base": before}}
-        log.rewind(-1)
-        log.write(0, before)
-    log.rewind(state["step"])
+    checkpoints = Checkpoints(
+        directory=directory / "checkpoints", keep=config.checkpoint.keep, writes=group.is_first
+    )
+    found = checkpoints.restore(trainer.policy, [trainer.optimizer])
+    state = found or {"step": 0, "finished": False, "accuracies": {"base": trainer.held_out()}}
     trainer.restore(state)
 
-    steps = 0 if state["finished"] else config.optim.steps
-    with tqdm(desc="train", total=config.optim.steps, initial=state["step"]) as bar:
+    after = state["step"] if found else -1
+    with reporting(config, directory, after=after, speaks=group.is_first) as report:
+        if not found:
+            report.step(0, state["accuracies"]["base"])
+        steps = 0 if state["finished"] else config.optim.steps
         for step in range(state["step"] + 1, steps + 1):
             metrics = trainer.step(step)
             state["step"], state["finished"] = step, step == steps
@@ -106,59 +109,37 @@ def run(config: Train, task: Task) -> Path:
                 state["finished"] |= reached(config.evaluation.stop_at, held_out)
             metrics |= trainer.resets.after(step, metrics)
             state |= trainer.state()
-            log.write(step, metrics)
-            bar.set_postfix(postfix(metrics, _SHOWN), refresh=False)
-            bar.update()
-            if is_due(step, config.checkpoint.every) or state["finished"]:
+            report.step(step, metrics, trainer.judged)
+            stopping = group.most(stop.requested) and not state["finished"]
+            if is_due(step, config.checkpoint.every) or state["finished"] or stopping:
                 checkpoints.save(trainer.policy, [trainer.optimizer], state)
+            if stopping:
+                raise Stopped(f"step {step}")
             if state["finished"]:
                 break
+        report.draw()
+    package(config, trainer, directory, base, state)
 
-    with appearing_whole(directory / "rlvr") as scratch:
+
+def package(
+    config: Train, trainer: Trainer, directory: Path, base: str | Path, state: dict[str, Any]
+) -> None:
+    """Write the rlvr half, in which every process takes part, and the pair."""
+    rlvr = directory / "rlvr"
+    if not trainer.processes.is_first:
+        trainer.save(rlvr)
+        return
+    with appearing_whole(rlvr) as scratch:
         trainer.save(scratch)
-    write_pair(
-        directory,
-        name=config.name,
-        base=base,
-        rlvr=directory / "rlvr",
-        defaults=config.defaults,
-        provenance=provenance(config, steps=state["step"], accuracies=state["accuracies"]),
-    )
-    return directory / FILE
-
-
-def find_base(config: Train, task: Task, directory: Path) -> str | Path:
-    """The checkpoint to start from: a given one, or one pretrained for this run."""
-    if config.base is not None:
-        return config.base
-    assert config.pretrain is not None
-    if not isinstance(task, Corpus):
-        raise ValueError(f"task {config.task.name!r} has no demonstrations to pretrain on")
-    return pretrain(config, config.pretrain, task, directory)
-
-
-def make_objective(config: Train) -> Objective:
-    """The recipe's objective, built from its options."""
-    if config.objective.name not in OBJECTIVES:
-        known = ", ".join(OBJECTIVES)
-        raise ValueError(f"objective.name={config.objective.name!r}: unknown; known: {known}")
-    if config.objective.name == "mrpo" and config.rank is None:
-        raise ValueError("objective mrpo reads rewards shaped by rank: give [rank], empty is fine")
-    return OBJECTIVES[config.objective.name](**config.objective.options)
-
-
-def check_sections(config: Train) -> None:
-    """Read every optional section, so that a wrong one is told before minutes are spent."""
-    for settings, values, name in (
-        (RankReward, config.rank, "rank"),
-        (StageSettings, config.stages, "stages"),
-        (ResetRule, config.reset, "reset"),
-        (TrendSettings, config.verl, "verl"),
-    ):
-        if values is not None:
-            build(settings, values, name)
-    if config.adapter is not None:
-        adapter_config(config.adapter)
+    with saving(directory / FILE):
+        write_pair(
+            directory,
+            name=config.name,
+            base=base,
+            rlvr=rlvr,
+            defaults=config.defaults,
+            provenance=provenance(config, steps=state["step"], accuracies=state["accuracies"]),
+        )
 
 
 def is_due(step: int, every: int) -> bool:

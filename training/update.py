@@ -1,24 +1,25 @@
 """What a batch of rollouts does to the policy: one optimiser step, or several.
 
-Mini-batches are steps; micro-batches are parts of one whose gradients add up.
+Mini-batches are steps; micro-batches are parts of one whose gradients add up, and so do the
+gradients of several processes, each of which computes its own part of every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlvr_decode.training.config import Optim
+from rlvr_decode.training.distributed import Processes
 from rlvr_decode.training.objectives import LossInputs, Objective, merge_metrics
 from rlvr_decode.training.optim import set_lr
+from rlvr_decode.training.policies import Policies
 from rlvr_decode.training.rollout import Rollouts
-
-LogProbs = Callable[[Rollouts], tuple[Tensor, Tensor]]
-"""log p and entropy of the responses under the present policy."""
+from rlvr_decode.training.sharding import full
 
 REMEDY = "The newest checkpoint is intact; lower optim.lr and start anew"
 
@@ -28,17 +29,16 @@ def update(
     batch: LossInputs,
     rollouts: Rollouts,
     *,
-    policy: nn.Module,
+    policies: Policies,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
-    logprobs: LogProbs,
     settings: Optim,
 ) -> dict[str, float]:
     """Move the policy by a prepared batch; returns the metrics, averaged over optimiser steps.
 
     Raises FloatingPointError, before the optimiser moves, for a gradient that is not finite.
     """
-    policy.train()
+    policies.policy.train()
     lr = settings.lr * min(1.0, step / max(settings.warmup, 1))
     set_lr([optimizer], lr)
     parts: Iterable[LossInputs] = [batch]
@@ -46,12 +46,13 @@ def update(
         parts = batch.mini_batches(settings.mini_batch)
     steps = []
     for number, part in enumerate(parts):
-        if part.whole_groups:
+        mine, weight = _own(part, policies.processes)
+        if mine.whole_groups:
             # At the first step the policy is still the one that sampled.
-            fresh = part if number == 0 else _refreshed(part, rollouts, logprobs, settings)
-            part = objective.project(fresh)
-        metrics = _accumulate(part, rollouts, objective, logprobs, settings.micro_batch)
-        norm = nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
+            fresh = mine if number == 0 else _refreshed(mine, rollouts, policies, settings)
+            mine = objective.project(fresh)
+        metrics = _accumulate(mine, weight, rollouts, objective, policies, settings.micro_batch)
+        norm = full(nn.utils.clip_grad_norm_(policies.policy.parameters(), settings.max_grad_norm))
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {step}: the gradient's norm is {norm.item()}. {REMEDY}")
         optimizer.step()
@@ -60,28 +61,51 @@ def update(
     return _averaged(steps) | {"lr": lr}
 
 
+def _own(part: LossInputs, processes: Processes) -> tuple[LossInputs, float]:
+    """This process's share of an optimiser step, and its weight in it.
+
+    Processes with nothing to do follow the others through the first group, with weight 0.
+    """
+    rows_B = processes.rows(part.group_B)
+    if len(rows_B):
+        return part.select(rows_B), 1.0
+    return part.select((part.group_B == part.group_B[0]).nonzero().flatten()), 0.0
+
+
 def _accumulate(
-    batch: LossInputs, rollouts: Rollouts, objective: Objective, logprobs: LogProbs, size: int
+    batch: LossInputs,
+    weight: float,
+    rollouts: Rollouts,
+    objective: Objective,
+    policies: Policies,
+    size: int,
 ) -> dict[str, float]:
-    """Add the gradient of a batch, a micro-batch at a time."""
+    """Add the gradients of a batch, a micro-batch at a time, and those of all processes."""
+    micros = [(micro, weight) for micro in batch.split(size)]
+    # A sharded model needs all processes in every pass.
+    micros += [(micros[0][0], 0.0)] * (policies.processes.most(len(micros)) - len(micros))
     parts = []
-    for micro in batch.split(size):
-        logp_BT, entropy_BT = logprobs(rollouts.select(micro.require("row_B")))
+    for micro, factor in micros:
+        logp_BT, entropy_BT = policies.logprobs(rollouts.select(micro.require("row_B")))
         if "entropy_BT" in objective.needs:
             micro = replace(micro, entropy_BT=entropy_BT)
         loss, metrics = objective(replace(micro, logp_BT=logp_BT))
-        torch.autograd.backward(loss)
-        parts.append(metrics)
-    return {name: value.item() for name, value in merge_metrics(parts).items()}
+        torch.autograd.backward(loss * factor)
+        parts.append({name: value * factor for name, value in metrics.items()})
+    policies.add_gradients()
+    found = merge_metrics(parts)
+    return policies.processes.merged({name: value.item() for name, value in found.items()})
 
 
 @torch.no_grad()
 def _refreshed(
-    batch: LossInputs, rollouts: Rollouts, logprobs: LogProbs, settings: Optim
+    batch: LossInputs, rollouts: Rollouts, policies: Policies, settings: Optim
 ) -> LossInputs:
     """The batch with log p under the present policy."""
     rows = torch.split(batch.require("row_B"), settings.micro_batch)
-    return replace(batch, logp_BT=torch.cat([logprobs(rollouts.select(part))[0] for part in rows]))
+    with policies.whole():
+        logps = [policies.logprobs(rollouts.select(part))[0] for part in rows]
+    return replace(batch, logp_BT=torch.cat(logps))
 
 
 def _averaged(steps: list[dict[str, float]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rlvr_decode.training import data
-from rlvr_decode.training.config import Architecture, Evaluation, Optim, Rollout, Task, Train
+from rlvr_decode.training.config import Architecture, Evaluation, Log, Optim, Rollout, Task, Train
 from rlvr_decode.training.model import new_model, save_model
 from rlvr_decode.training.task import Prompt
 
@@ -43,5 +43,6 @@ def micro(micro_base, tmp_path, monkeypatch):
         rollout=Rollout(prompts=6, group=32, max_new_tokens=6),
         optim=Optim(steps=3, lr=5e-2, warmup=0, micro_batch=100),
         evaluation=Evaluation(),
+        log=Log(curves=False),
     )
     return lambda **changes: replace(settings, **changes)

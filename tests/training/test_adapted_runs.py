@@ -77,11 +77,11 @@ def test_the_pair_of_a_run_is_the_trainers_policy(adapted, micro_base, kind):
 def test_the_reference_is_the_base_itself_without_a_second_model(adapted, micro_base):
     trainer = make_trainer(adapted())
     trainer.step(1)
-    assert trainer.reference is None
+    assert trainer.policies.reference is None
     rollouts = trainer.sample(trainer.prompts(2), 2)
     base, _ = open_model(micro_base)
     expected_BT = response_logprobs(base, rollouts, temperature=1.0)[0]
-    assert torch.equal(trainer.reference_logprobs(rollouts), expected_BT)
+    assert torch.equal(trainer.policies.reference_logprobs(rollouts), expected_BT)
     assert not torch.equal(trainer.logprobs(rollouts)[0], expected_BT)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from rlvr_decode import Extrapolation
 from rlvr_decode.pair import Pair
-from rlvr_decode.training import trainer as trainer_module
+from rlvr_decode.training import setup
 from rlvr_decode.training.cli import main
 from rlvr_decode.training.config import Checkpoint, Evaluation, Objective, Optim, load
 from rlvr_decode.training.data import make_task
@@ -196,7 +196,7 @@ def test_a_gradient_that_is_not_a_number_updates_nothing(micro, monkeypatch):
         def __call__(self, inputs):
             return LossOutputs(inputs.logp_BT.sum() * float("nan"), {})
 
-    monkeypatch.setitem(trainer_module.OBJECTIVES, "broken", lambda: Broken())
+    monkeypatch.setitem(setup.OBJECTIVES, "broken", lambda: Broken())
     config = micro(objective=Objective(name="broken"))
     trainer = make_trainer(config)
     before = [p.detach().clone() for p in trainer.policy.parameters()]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rlvr_decode.training.sharding import full
+
 
 def tensor_checksums(state: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of each tensor's shape, dtype and bytes, by name."""
@@ -22,6 +24,6 @@ def combined_checksum(checksums: Mapping[str, str]) -> str:
 
 def _checksum(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}\n".encode())
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = full(tensor.detach()).cpu().contiguous().flatten()
     digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

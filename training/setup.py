@@ -1,0 +1,54 @@
+"""What a recipe asks for, read before the loop: objective, optional sections, base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlvr_decode.training.adapted import adapter_config
+from rlvr_decode.training.config import Train, build
+from rlvr_decode.training.engines import check_engine
+from rlvr_decode.training.interrupt import StopRequest
+from rlvr_decode.training.objectives import OBJECTIVES, Objective
+from rlvr_decode.training.pretrain import pretrain
+from rlvr_decode.training.ranks import RankReward
+from rlvr_decode.training.report import check_log
+from rlvr_decode.training.reset import ResetRule
+from rlvr_decode.training.stages import StageSettings
+from rlvr_decode.training.task import Corpus, Task
+from rlvr_decode.training.trends import TrendSettings
+
+
+def find_base(config: Train, task: Task, directory: Path, stop: StopRequest) -> str | Path:
+    """The checkpoint to start from: a given one, or one pretrained for this run."""
+    if config.base is not None:
+        return config.base
+    assert config.pretrain is not None
+    if not isinstance(task, Corpus):
+        raise ValueError(f"task {config.task.name!r} has no demonstrations to pretrain on")
+    return pretrain(config, config.pretrain, task, directory, stop)
+
+
+def make_objective(config: Train) -> Objective:
+    """The recipe's objective, built from its options."""
+    if config.objective.name not in OBJECTIVES:
+        known = ", ".join(OBJECTIVES)
+        raise ValueError(f"objective.name={config.objective.name!r}: unknown; known: {known}")
+    if config.objective.name == "mrpo" and config.rank is None:
+        raise ValueError("objective mrpo reads rewards shaped by rank: give [rank], empty is fine")
+    return OBJECTIVES[config.objective.name](**config.objective.options)
+
+
+def check_sections(config: Train) -> None:
+    """Read every optional section, so that a wrong one is told before minutes are spent."""
+    for settings, values, name in (
+        (RankReward, config.rank, "rank"),
+        (StageSettings, config.stages, "stages"),
+        (ResetRule, config.reset, "reset"),
+        (TrendSettings, config.verl, "verl"),
+    ):
+        if values is not None:
+            build(settings, values, name)
+    if config.adapter is not None:
+        adapter_config(config.adapter)
+    check_engine(config)
+    check_log(config.log)
