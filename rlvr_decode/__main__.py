@@ -12,6 +12,7 @@ VERBS = {
     "serve": ("rlvr_decode.server.app", "serve a pair behind the OpenAI API"),
     "generate": ("rlvr_decode.generate", "answer one prompt at several strengths, side by side"),
     "evaluate": ("rlvr_decode.training.verbs.evaluate", "does a strength help? with intervals"),
+    "analyze": ("rlvr_decode.training.verbs.analyze", "where and why the two models differ"),
     "pair": ("rlvr_decode.pair_cli", "make, check and show pairs"),
     "train": ("rlvr_decode.training.cli", "train a pair from a recipe"),
     "soe": ("rlvr_decode.training.soe.run", "collect traces of solutions a model does not find"),

@@ -21,8 +21,8 @@ def save(charts: Sequence[Chart], path: Path, *, columns: int = 2) -> None:
     rows = -(-len(charts) // columns)
     figure = Figure(figsize=(6.4 * columns, 4.2 * rows), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis in list(axes)[len(charts) :]:
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[len(charts) :]:
         axis.set_visible(False)
     for chart, axis in zip(charts, axes, strict=False):
         _draw(chart, axis)

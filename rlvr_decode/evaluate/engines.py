@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rlvr_decode.evaluate.arms import PAIR, Arm
 from rlvr_decode.evaluate.sampling import Sampler
@@ -19,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who answers."""
     add = parser.add_argument_group("engine").add_argument
     add("--engine", choices=ENGINES, default="auto", help="in this process (default: by size)")
+    add("--engine-arg", action="append", default=[], metavar="KEY=VALUE",
+        help="of vLLM's engine, as TOML, such as tensor_parallel_size=4")  # fmt: skip
     add("--batch", type=int, default=1024, help="responses at a time (default: 1024)")
     add("--endpoint", metavar="URL", help="ask a running server, such as http://host:8000/v1")
     add("--model", help="the pair's name at the endpoint (default: its own)")
@@ -61,7 +65,8 @@ class Engines:
         if engine == "vllm":
             from rlvr_decode.evaluate.with_vllm import VllmSampler
 
-            return VllmSampler(pair, max_tokens=args.max_tokens)
+            chosen = dict(map(_engine_arg, args.engine_arg))
+            return VllmSampler(pair, max_tokens=args.max_tokens, **chosen)
         from rlvr_decode.evaluate.with_transformers import TransformersSampler, open_models
 
         return TransformersSampler(open_models(pair), max_tokens=args.max_tokens, batch=args.batch)
@@ -73,6 +78,16 @@ class Engines:
             place = self._scratch / str(len(self._variants))
             self._variants[arm.checkpoints] = variant_of(self._pair, arm, place)
         return self._variants[arm.checkpoints]
+
+
+def _engine_arg(item: str) -> tuple[str, Any]:
+    key, equals, text = item.partition("=")
+    if not (key and equals):
+        raise ValueError(f"--engine-arg {item}: write it as key=value")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text
 
 
 def check_arms(args: argparse.Namespace, pair: Pair, arms: list[Arm]) -> None:

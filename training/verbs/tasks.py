@@ -1,24 +1,49 @@
-"""The task of a command line, as `rlvr_decode.evaluate` asks questions and hears verdicts."""
+"""A verb with a task: what the command line names, for `rlvr_decode.evaluate` to ask and judge."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from rlvr_decode.evaluate.run import Asked
 from rlvr_decode.training.config import override
 from rlvr_decode.training.data import Table, make_task
+from rlvr_decode.training.judging import RewardError
 from rlvr_decode.training.tables import READERS
 from rlvr_decode.training.task import Prompt, Split, Task, Traits, fill_skipped, judge
 
 SPLITS = ("held_out", "train")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def run_verb(
+    verb: str,
+    summary: str | None,
+    argv: Sequence[str],
+    *,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace, Asked], None],
+) -> int:
+    """Parse, find the task, run; what cannot be done ends the process with status 2."""
+    parser = argparse.ArgumentParser(prog=f"rlvr-decode {verb}", description=summary)
+    add_arguments(parser)
+    add_task_arguments(parser)
+    args = parser.parse_args(argv)
+    # Bars for loading a model would come between ours.
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        run(args, read_task(args))
+    except (ValueError, RewardError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """What is asked, and what counts as right."""
     group = parser.add_argument_group("task")
     which = group.add_mutually_exclusive_group(required=True)
