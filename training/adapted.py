@@ -13,6 +13,7 @@ from rlvr_decode.training.adapters.export import export
 from rlvr_decode.training.adapters.state import resume, save_state
 from rlvr_decode.training.checkpoint import appearing_whole
 from rlvr_decode.training.config import Adapter, build
+from rlvr_decode.training.model import located
 
 
 def adapter_config(settings: Adapter) -> AdapterConfig:
@@ -41,6 +42,7 @@ def adapt(
 
 def write_adapter(adapter: AttachedAdapter, directory: Path, *, base: str | None) -> None:
     """Write the update as LoRA in float32."""
+    base = None if base is None else str(located(base))
     export(adapter, directory, dtype=torch.float32, base=base)
     for file in directory.iterdir():
         # The weights come out readable by their owner alone, which no package can ship.

@@ -172,7 +172,7 @@ class Train:
     """Of the run's directory and of the pair."""
     task: Task
     base: str | None = None
-    """Checkpoint directory or hub id to start from; absent when `pretrain` makes it."""
+    """Checkpoint directory, hub id, or pair:NAME (its base); absent when `pretrain` makes it."""
     pretrain: Pretrain | None = None
     out: str = "runs"
     """The run lives in `out/name`."""

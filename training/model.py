@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from rlvr_decode.pair import Pair
 from rlvr_decode.training.config import Architecture
 from rlvr_decode.training.tokenizer import byte_pair_tokenizer, character_tokenizer
 
@@ -81,8 +82,15 @@ def _initialise(model: PreTrainedModel, generator: torch.Generator) -> None:
         weight.normal_(0.0, std, generator=generator)
 
 
+def located(source: str | Path) -> str | Path:
+    """A checkpoint's directory or hub id; `pair:NAME` is the base of that pair."""
+    kind, _, name = str(source).partition(":")
+    return Pair.open(name).base.fetch() if kind == "pair" else source
+
+
 def open_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The fp32 model and the tokenizer of a directory or hub id; safetensors only."""
+    """The fp32 model and the tokenizer of a directory, hub id or pair; safetensors only."""
+    source = located(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:

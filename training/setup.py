@@ -8,6 +8,7 @@ from rlvr_decode.training.adapted import adapter_config
 from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.engines import check_engine
 from rlvr_decode.training.interrupt import StopRequest
+from rlvr_decode.training.model import located
 from rlvr_decode.training.objectives import OBJECTIVES, Objective
 from rlvr_decode.training.pretrain import pretrain
 from rlvr_decode.training.ranks import RankReward
@@ -21,7 +22,7 @@ from rlvr_decode.training.trends import TrendSettings
 def find_base(config: Train, task: Task, directory: Path, stop: StopRequest) -> str | Path:
     """The checkpoint to start from: a given one, or one pretrained for this run."""
     if config.base is not None:
-        return config.base
+        return located(config.base)
     assert config.pretrain is not None
     if not isinstance(task, Corpus):
         raise ValueError(f"task {config.task.name!r} has no demonstrations to pretrain on")

@@ -40,7 +40,7 @@ class SFT:
     name: str
     """Of the run's directory."""
     base: str
-    """Checkpoint directory or hub id to start from."""
+    """Checkpoint directory, hub id, or pair:NAME for a pair's base to start from."""
     traces: str
     """JSONL, one {"prompt": …, "response": …} a line; other keys are provenance."""
     out: str = "runs"

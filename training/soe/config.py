@@ -58,7 +58,7 @@ class SOE:
     """Of the run's directory."""
     task: Task
     teacher: str
-    """Checkpoint directory or hub id of the model that fails and will learn."""
+    """Checkpoint directory, hub id, or pair:NAME for a pair's base: it fails and will learn."""
     student: str
     """The weaker model, of another family if possible; its tokenizer may differ."""
     out: str = "runs"
