@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlvr_decode.training.padding import positions
+from rlvr_decode.training.prefix import hidden_states
 from rlvr_decode.training.rollout import Rollouts
 
 # 64 MB in float32: larger parts are no faster.
@@ -29,18 +29,13 @@ def response_logprobs(
     Both [B, T] fp32 and 0 where masked. `temperature` is the sampler's: the policy being trained
     is the distribution sampled from. Of more than `max_logits` logits, so many are kept at a time.
     """
-    inputs = {
-        "input_ids": torch.cat([rollouts.prompt_BP, rollouts.response_BT], dim=1),
-        "use_cache": False,
-        **positions(torch.cat([rollouts.prompt_mask_BP, rollouts.mask_BT], dim=1)),
-    }
-    mask_BT, tokens = rollouts.mask_BT, rollouts.response_BT.shape[1]
+    mask_BT = rollouts.mask_BT
+    hidden_BTD = hidden_states(model, rollouts)
     if mask_BT.numel() * model.config.vocab_size <= max_logits:
-        logits_BTV = model(**inputs, logits_to_keep=tokens + 1).logits[:, :-1]
+        logits_BTV = head(model)(hidden_BTD)
         logp_BT, entropy_BT = _chosen(logits_BTV, rollouts.response_BT, temperature)
         return logp_BT.masked_fill(~mask_BT, 0.0), entropy_BT.masked_fill(~mask_BT, 0.0)
 
-    hidden_BTD = model.base_model(**inputs).last_hidden_state[:, -tokens - 1 : -1]
     rows = max(1, max_logits // model.config.vocab_size)
     parts = [
         checkpoint(_from_hidden, head(model), hidden_nD, token_n, temperature, use_reentrant=False)
