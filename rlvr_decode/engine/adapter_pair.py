@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model
@@ -20,9 +21,6 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_regist
 from rlvr_decode.engine.pair_model import InnerModel, PairModel
 from rlvr_decode.engine.stacked import stack_layers
 from rlvr_decode.lora import read_factors
-
-if TYPE_CHECKING:
-    from vllm.sequence import IntermediateTensors
 
 # Decoder layers of these have the linear layers of `stacked.FUSED` and one attention.
 ARCHITECTURES = (
@@ -50,6 +48,18 @@ class StackedBody(nn.Module):
         return torch.cat(stacked_2NH.chunk(2), dim=-1)
 
 
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1})
+class RlvrBody(nn.Module):
+    """Hidden states [N, H] of rlvr, for steps that need no base; compiled apart."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        return cast(Tensor, self.body(input_ids, positions, None))
+
+
 class AdapterPairForCausalLM(PairModel):
     """The engine's model is base; the config's `rlvr_adapter` is the directory of its update."""
 
@@ -68,22 +78,28 @@ class AdapterPairForCausalLM(PairModel):
         model = init_vllm_registered_model(
             vllm_config, prefix=prefix, hf_config=config, architectures=config.rlvr_architectures
         )
-        stack_layers(model, read_factors(config.rlvr_adapter), vllm_config)
+        self.stacking = stack_layers(model, read_factors(config.rlvr_adapter), vllm_config)
         self.model = cast(InnerModel, model)
-        self.body = StackedBody(vllm_config=vllm_config, body=model.get_submodule("model"))
+        body = model.get_submodule("model")
+        self.stacked_body = StackedBody(vllm_config=vllm_config, body=body)
+        with set_model_tag("rlvr"):
+            self.rlvr_body = RlvrBody(vllm_config=vllm_config, body=body)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         return self.model.embed_input_ids(input_ids)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        intermediate_tensors: IntermediateTensors | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        assert inputs_embeds is None and intermediate_tensors is None
-        return cast(Tensor, self.body(input_ids, positions))
+    def both_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        if not self.step.started and not torch.cuda.is_current_stream_capturing():
+            # The runner is compiling and warming up; the first plain step must find it done.
+            self.rlvr_hidden(input_ids, positions)
+        return cast(Tensor, self.stacked_body(input_ids, positions))
+
+    def rlvr_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        self.stacking.rlvr_alone = True
+        try:
+            return cast(Tensor, self.rlvr_body(input_ids, positions))
+        finally:
+            self.stacking.rlvr_alone = False
 
     def rlvr_logits(self, rlvr_NH: Tensor) -> Tensor | None:
         return self.model.compute_logits(rlvr_NH)

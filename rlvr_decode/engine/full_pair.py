@@ -21,7 +21,6 @@ from rlvr_decode.engine.pair_model import InnerModel, PairModel
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.sequence import IntermediateTensors
 
 
 class PairedForCausalLM(PairModel):
@@ -45,17 +44,13 @@ class PairedForCausalLM(PairModel):
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         return self.rlvr.embed_input_ids(input_ids)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        intermediate_tensors: IntermediateTensors | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        assert inputs_embeds is None and intermediate_tensors is None
+    def both_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         rlvr_NH = self.rlvr(input_ids, positions)
         base_NH = self.base(input_ids, positions)
         return torch.cat([rlvr_NH, base_NH], dim=-1)
+
+    def rlvr_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        return self.rlvr(input_ids, positions)
 
     def rlvr_logits(self, rlvr_NH: Tensor) -> Tensor | None:
         return self.rlvr.compute_logits(rlvr_NH)

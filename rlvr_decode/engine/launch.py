@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlvr_decode.engine.plain import SCHEDULER
 from rlvr_decode.engine.refusals import PROCESSOR
 from rlvr_decode.engine.side_channel import EXTENSION
 
@@ -35,6 +36,7 @@ def engine_args(pair: Pair, **overrides: Any) -> dict[str, Any]:
     return {
         "model": str(model),
         "logits_processors": [PROCESSOR],
+        "scheduler_cls": SCHEDULER,
         "worker_extension_cls": EXTENSION,
         "hf_overrides": {"rlvr_architectures": config["architectures"], **overrides_of_config},
         "dtype": config.get("dtype") or config.get("torch_dtype") or "auto",

@@ -48,6 +48,10 @@ class PairedModelState(DefaultModelState):
                 lambda: input_batch.positions[input_batch.logits_indices],
                 np.repeat(seen < input_batch.prefill_len_np, rows_per_request),
             )
-            self._step.arm(rows, prompt_logprobs=self._table.any_prompt_logprobs(slots))
+            self._step.arm(
+                rows,
+                prompt_logprobs=self._table.any_prompt_logprobs(slots),
+                plain=self._table.all_plain(slots),
+            )
             self._prompt_rows.arm(input_batch)
         return dict(super().prepare_inputs(input_batch, req_states))

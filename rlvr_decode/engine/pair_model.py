@@ -9,9 +9,11 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rlvr_decode.engine.combine import combine
 from rlvr_decode.engine.gating import Masked, draw
+from rlvr_decode.engine.plain import separates_plain
 from rlvr_decode.engine.prompt_rows import PromptRows, rows_of
 from rlvr_decode.engine.refusals import refuse_unsupported
 from rlvr_decode.engine.rows import Step, step_of
@@ -19,6 +21,7 @@ from rlvr_decode.engine.side_channel import channel_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.sequence import IntermediateTensors
 
     from rlvr_decode.engine.model_state import PairedModelState
 
@@ -36,9 +39,10 @@ class InnerModel(Protocol):
 class PairModel(nn.Module):
     """Base and rlvr in one engine; `compute_logits` returns log p_rlvr + strength · Δ.
 
-    `forward` of a subclass returns the hidden states of both side by side, [N, 2H], rlvr first:
-    the runners only pick rows of them. Base runs at strength 0 too, because its KV blocks are
-    shared by prefix with requests that extrapolate. Raises ValueError at start for engine
+    `forward` returns the hidden states of both side by side, [N, 2H], rlvr first: the runners only
+    pick rows of them. Base runs at strength 0 too, because its KV blocks are shared by prefix with
+    requests that extrapolate; only a step of nothing but plain requests, whose blocks are shared
+    with no other (see `scheduler.py`), leaves base out. Raises ValueError at start for engine
     features under which extrapolation would not be exact.
     """
 
@@ -51,8 +55,31 @@ class PairModel(nn.Module):
         super().__init__()
         refuse_unsupported(vllm_config)
         self.step = step_of(vllm_config)
+        self.separates_plain = separates_plain(vllm_config)
         self.channel = channel_of(vllm_config)
         self.prompt_rows = PromptRows(channel_of(vllm_config))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        assert inputs_embeds is None and intermediate_tensors is None
+        if not (self.separates_plain and self.step.plain):
+            return self.both_hidden(input_ids, positions)
+        rlvr_NH = self.rlvr_hidden(input_ids, positions)
+        # Nothing reads base's half of a plain step, but the runners count on its shape.
+        return F.pad(rlvr_NH, (0, rlvr_NH.shape[1]))
+
+    @abstractmethod
+    def both_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The hidden states of both models [N, 2H], rlvr first."""
+
+    @abstractmethod
+    def rlvr_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Rlvr's hidden states [N, H]; base's KV cache is not written."""
 
     @abstractmethod
     def rlvr_logits(self, rlvr_NH: Tensor) -> Tensor | None:

@@ -76,6 +76,7 @@ class ExtrapolationProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._step.arm(
             self._table.rows(self._batch, self._positions),
             prompt_logprobs=self._table.any_prompt_logprobs(self._batch),
+            plain=self._table.all_plain(self._batch),
         )
 
     def _follow(self, update: BatchUpdate) -> None:

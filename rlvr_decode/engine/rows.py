@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rlvr_decode.engine.admission import scores_prompt
 from rlvr_decode.engine.gate_table import GateTable
-from rlvr_decode.engine.gating import Gates, Masked
+from rlvr_decode.engine.gating import Gates, Masked, every_row
+from rlvr_decode.engine.plain import is_marked
 from rlvr_decode.engine.side_channel import SideChannel
 from rlvr_decode.params import Extrapolation
 
@@ -47,6 +48,7 @@ class SettingsTable:
     def __init__(self, size: int, device: torch.device, channel: SideChannel) -> None:
         self._settings = np.zeros((2, size), dtype=np.float32)
         self._uses_base = np.zeros(size, dtype=np.bool_)
+        self._plain = np.zeros(size, dtype=np.bool_)
         self._prompt_logprobs = np.zeros(size, dtype=np.bool_)
         self._device = device
         self._gates = GateTable(size, self._to_device, channel)
@@ -56,17 +58,19 @@ class SettingsTable:
         asked = Extrapolation.from_extra_args(params.extra_args)
         self._settings[:, index] = 0 if asked.gated else (asked.strength, asked.plausibility)
         self._uses_base[index] = asked.uses_base
+        self._plain[index] = is_marked(params)
         self._prompt_logprobs[index] = scores_prompt(params)
         self._gates.write(index, asked, params)
 
     def clear(self, index: int) -> None:
         self._settings[:, index] = 0
         self._uses_base[index] = False
+        self._plain[index] = False
         self._prompt_logprobs[index] = False
         self._gates.clear(index)
 
     def swap(self, a: int, b: int) -> None:
-        for values in (self._settings.T, self._uses_base, self._prompt_logprobs):
+        for values in (self._settings.T, self._uses_base, self._plain, self._prompt_logprobs):
             values[[a, b]] = values[[b, a]]
         self._gates.swap(a, b)
 
@@ -101,6 +105,10 @@ class SettingsTable:
             host = host.pin_memory()  # the copy must not make the host wait for the device
         return host.to(self._device, non_blocking=True)
 
+    def all_plain(self, indices: np.ndarray) -> bool:
+        """Whether the step of these requests can do without base altogether."""
+        return bool(self._plain[indices].all())
+
     def any_prompt_logprobs(self, indices: np.ndarray) -> bool:
         """Whether one of these requests also asked for log-probs of its prompt."""
         return bool(self._prompt_logprobs[indices].any())
@@ -117,12 +125,13 @@ class Step:
 
     def __init__(self) -> None:
         self._rows: Rows | None = None
-        self._started = False
+        self._plain = False
+        self.started = False
         self._prompt_logprobs = False
         # What `ExtrapolationProcessor.apply` has to draw before the step is sampled.
         self.masked: Masked | None = None
 
-    def arm(self, rows: Rows, *, prompt_logprobs: bool) -> None:
+    def arm(self, rows: Rows, *, prompt_logprobs: bool, plain: bool = False) -> None:
         if self.masked is not None and self.masked.waiting:
             raise RuntimeError(
                 f"{self.masked.waiting} gated rows were sampled before their rule was applied: the "
@@ -130,14 +139,23 @@ class Step:
             )
         self.masked = None
         self._rows = rows
+        self._plain = plain
         self._prompt_logprobs = prompt_logprobs
-        self._started = True
+        self.started = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether the armed step is one of nothing but plain requests; no step is none."""
+        return self._rows is not None and self._plain
 
     def take(self, num_rows: int, device: torch.device) -> Rows | None:
         """The armed rows; None when the logits are those of a prompt, which rlvr alone scores."""
-        if not self._started:
+        if not self.started:
             ones_N = torch.ones(num_rows, device=device)
-            return Rows(ones_N, ones_N, paired_K=None, extrapolating=True, cutting=True)
+            gated = every_row(num_rows, device)
+            return Rows(
+                ones_N, ones_N, paired_K=None, extrapolating=True, cutting=True, gated=gated
+            )
         rows, self._rows = self._rows, None
         if rows is None:
             if self._prompt_logprobs:

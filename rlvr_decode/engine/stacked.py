@@ -1,13 +1,14 @@
 """One stack of base weights computes both models: tokens stacked to 2N, rlvr's half first.
 
-vLLM's own layers are kept. Each linear layer reads its weight once for both halves and adds the
-low-rank delta to the first; each attention layer becomes two, with a KV cache each.
+vLLM's own layers are kept. A linear layer gets the delta as R more inputs: W x + B A x is
+[W | B] applied to [x | A x], one product for both halves, in which base's half has zeros for A x.
+Each attention layer becomes two, with a KV cache each.
 Legend: N tokens, I and O inputs and outputs of a layer on this rank, R summed rank.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,32 @@ FUSED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
     "down_proj": ("down_proj",),
 }
+# Matrix products like rows that start at multiples of 32 bytes.
+RANK_MULTIPLE = 16
+
+
+class Stacking:
+    """Whether the layers compute both models on stacked tokens, or rlvr alone on plain ones.
+
+    Compiled code keeps what held when it was traced, so each has a body of its own to compile.
+    """
+
+    rlvr_alone = False
 
 
 class TwinAttention(nn.Module):
     """Attention of both halves, each over the KV cache of its own model."""
 
-    def __init__(self, base: Attention, rlvr: Attention) -> None:
+    def __init__(self, base: Attention, rlvr: Attention, stacking: Stacking) -> None:
         super().__init__()
         self.base = base
         self.rlvr = rlvr
+        self.stacking = stacking
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.stacking.rlvr_alone:
+            alone: Tensor = self.rlvr(query, key, value)
+            return alone
         halves = zip(*(tensor.chunk(2) for tensor in (query, key, value)), strict=True)
         rlvr, base = (
             attention(*half) for attention, half in zip((self.rlvr, self.base), halves, strict=True)
@@ -49,39 +65,43 @@ class TwinAttention(nn.Module):
         return torch.cat([rlvr, base])
 
 
-class Slice(NamedTuple):
-    """Where one checkpoint layer's delta acts inside a fused layer of vLLM's."""
+class Down(nn.Module):
+    """A [R, I] of a layer, as what vLLM's linear methods expect of a layer."""
 
-    outputs: slice
-    ranks: slice
-    up: str  # the layer's parameter [O, R]
+    def __init__(self, weight_RI: Tensor) -> None:
+        super().__init__()
+        self.weight = _frozen(weight_RI)
 
 
 class DeltaLinearMethod(LinearMethodBase):
-    """How vLLM computes a linear layer, plus the delta on the rows of the first half."""
+    """How vLLM computes a linear layer, with B A x added to the rows of rlvr."""
 
-    def __init__(self, method: LinearMethodBase, slices: list[Slice]) -> None:
+    def __init__(self, method: LinearMethodBase, width: int, stacking: Stacking) -> None:
         self.method = method
-        self.slices = slices
+        self.width = width
+        self.stacking = stacking
 
     def create_weights(self, *args: object, **kwargs: object) -> None:
         raise AssertionError("the wrapped method has created them")
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        out: Tensor = self.method.apply(layer, x, bias)
-        half = x.shape[0] // 2
-        down_NR = F.linear(x[:half], layer.delta_down)
-        for outputs, ranks, up in self.slices:
-            out[:half, outputs].addmm_(down_NR[:, ranks], getattr(layer, up).t())
-        return out
+        rlvr_rows = x.shape[0] if self.stacking.rlvr_alone else x.shape[0] // 2
+        into = x.shape[1]
+        # Filling a new tensor is faster than `cat`, which needs a padded A x first.
+        wide = x.new_zeros(x.shape[0], into + self.width)
+        wide[:, :into] = x
+        wide[:rlvr_rows, into:] = self.method.apply(layer.delta_down, x[:rlvr_rows])
+        return self.method.apply(layer, wide, bias)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Let the method pack its weight, then check the delta against a merged one."""
-        down_RI: Tensor = layer.delta_down
-        merged_OI = layer.weight.detach().float().clone()
-        for outputs, ranks, up in self.slices:
-            merged_OI[outputs] += getattr(layer, up).float() @ down_RI[ranks].float()
-        self.method.process_weights_after_loading(layer)
+        """Widen the weight to [W | B], let the method pack it, and check it against W + B A."""
+        weight_OI, up_OR, down_RI = layer.weight, layer.delta_up, layer.delta_down.weight
+        merged_OI = weight_OI.detach().float() + up_OR.float() @ down_RI.float()
+        layer.weight = _frozen(torch.cat([weight_OI, up_OR], dim=1))
+        del layer.delta_up
+        for part in (layer, layer.delta_down):
+            self.method.process_weights_after_loading(part)
+
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(4, merged_OI.shape[1], generator=generator).to(down_RI)
         expected = F.linear(probe.float(), merged_OI)
@@ -94,30 +114,32 @@ class DeltaLinearMethod(LinearMethodBase):
             )
 
 
-def stack_layers(model: nn.Module, factors: Factors, vllm_config: VllmConfig) -> None:
+def stack_layers(model: nn.Module, factors: Factors, vllm_config: VllmConfig) -> Stacking:
     """Turn vLLM's model in place into one that computes base and rlvr on stacked tokens.
 
     factors  by layer name, up [out, rank] and down [rank, in] of rlvr's update, scaling included.
 
-    Raises ValueError naming layers of the adapter that the model does not have.
+    Returns the switch between both models and rlvr alone. Raises ValueError naming layers of the
+    adapter that the model does not have.
     """
+    stacking = Stacking()
     unused = set(factors)
     for name, module in list(model.named_modules()):
         if isinstance(module, Attention):
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _twin(module, vllm_config))
+            setattr(model.get_submodule(parent), leaf, _twin(module, vllm_config, stacking))
         elif isinstance(module, LinearBase):
             parent, _, leaf = name.rpartition(".")
             inner = [f"{parent}.{part}" for part in FUSED.get(leaf, ())]
             if present := [part for part in inner if part in factors]:
-                parts = [factors.get(part) for part in inner]
-                _add_delta(module, parts)
+                _add_delta(module, [factors.get(part) for part in inner], stacking)
                 unused.difference_update(present)
     if unused:
         raise ValueError(f"the adapter changes layers that the base has not: {sorted(unused)}")
+    return stacking
 
 
-def _twin(attention: Attention, vllm_config: VllmConfig) -> TwinAttention:
+def _twin(attention: Attention, vllm_config: VllmConfig, stacking: Stacking) -> TwinAttention:
     rlvr = Attention(
         attention.num_heads,
         attention.head_size,
@@ -128,27 +150,30 @@ def _twin(attention: Attention, vllm_config: VllmConfig) -> TwinAttention:
         prefix=f"{attention.layer_name}_rlvr",
         attn_type=attention.attn_type,
     )
-    return TwinAttention(attention, rlvr)
+    return TwinAttention(attention, rlvr, stacking)
 
 
-def _add_delta(layer: Any, parts: list[tuple[Tensor, Tensor] | None]) -> None:
-    """Attach this rank's share of the factors to a layer; None where the adapter has none."""
-    weight: Tensor = layer.weight
-    downs: list[Tensor] = []
-    slices: list[Slice] = []
-    start = rank = 0
+def _add_delta(layer: Any, parts: list[tuple[Tensor, Tensor] | None], stacking: Stacking) -> None:
+    """Attach this rank's share of the factors to a layer; None where the adapter has none.
+
+    A's of the layers that vLLM fuses lie below each other, B's on the diagonal.
+    """
+    weight_OI: Tensor = layer.weight
+    ranks = sum(len(part[1]) for part in parts if part is not None)
+    width = -(-ranks // RANK_MULTIPLE) * RANK_MULTIPLE
+    up_OR = weight_OI.new_zeros(len(weight_OI), width)
+    down_RI = weight_OI.new_zeros(width, weight_OI.shape[1])
+    output = rank = 0
     for index, (part, size) in enumerate(zip(parts, _partition_sizes(layer), strict=True)):
         if part is not None:
-            up_OR, down_RI = _shard(layer, index, size, *part)
-            name = f"delta_up_{index}"
-            layer.register_parameter(name, _frozen(up_OR, weight))
-            place, ranks = slice(start, start + size), slice(rank, rank + len(down_RI))
-            slices.append(Slice(place, ranks, name))
-            downs.append(down_RI)
-            rank = ranks.stop
-        start += size
-    layer.register_parameter("delta_down", _frozen(torch.cat(downs), weight))
-    layer.quant_method = DeltaLinearMethod(layer.quant_method, slices)
+            up, down = _shard(layer, index, size, *part)
+            up_OR[output : output + size, rank : rank + len(down)] = up
+            down_RI[rank : rank + len(down)] = down
+            rank += len(down)
+        output += size
+    layer.register_parameter("delta_up", _frozen(up_OR))
+    layer.delta_down = Down(down_RI)
+    layer.quant_method = DeltaLinearMethod(layer.quant_method, width, stacking)
 
 
 def _partition_sizes(layer: Any) -> list[int]:
@@ -172,5 +197,5 @@ def _shard(
     return up_OR[rank * size : (rank + 1) * size], down_RI
 
 
-def _frozen(tensor: Tensor, like: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.to(like).contiguous(), requires_grad=False)
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach(), requires_grad=False)
