@@ -21,6 +21,9 @@ from torch import Tensor
 from rlvr_decode import ops
 from rlvr_decode.engine.side_channel import SideChannel
 from rlvr_decode.interventions import POSITION, RATE, SEQUENCE
+from rlvr_decode.params import Extrapolation
+from rlvr_decode.rules import rule_numbers, rule_of_rows
+from rlvr_decode.sampling import Sampling
 
 
 class Gates(NamedTuple):
@@ -62,6 +65,22 @@ class Gates(NamedTuple):
         for row, ticket in enumerate(self.tickets):
             if ticket is not None:
                 channel.put(ticket, {name: of[row : row + 1] for name, of in told.items()})
+
+
+def every_row(num_rows: int, device: torch.device) -> Gates:
+    """The rows of a profile run, which is to need as much memory as any step."""
+    rows_N = torch.arange(num_rows, device=device)
+    numbers_S = torch.tensor(rule_numbers(Extrapolation(gate="all"), Sampling()), device=device)
+    return Gates(
+        rows_G=rows_N,
+        base_G=rows_N,
+        rule=rule_of_rows(numbers_S[:, None].repeat(1, num_rows)),
+        host_rows_G=np.arange(num_rows),
+        entries_N=np.arange(num_rows),
+        tickets=[None] * num_rows,
+        sequences_G=rows_N,
+        positions_G=rows_N,
+    )
 
 
 def draw(

@@ -24,8 +24,7 @@ def main():
     job = json.load(sys.stdin)
     engine = LLM(**engine_args(Pair.open(job["pair"]), **job["arguments"]))
     params = [
-        Extrapolation(strength=strength).sampling_params(**job["sampling"])
-        for strength in job["strengths"]
+        Extrapolation(**settings).sampling_params(**job["sampling"]) for settings in job["settings"]
     ]
     inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in job["prompts"]]
     answers = engine.generate(inputs, params, use_tqdm=False)

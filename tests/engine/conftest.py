@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,20 @@ def start(v2_runner):
 
 @pytest.fixture
 def child_engine():
-    """Runs an engine in another process: greedy answers {"tokens", "metrics"}, or its error."""
+    """Runs an engine in another process: greedy answers {"tokens", "metrics"}, or its error.
 
-    def run(pair, prompts, strengths, environment=None, sampling=None, **arguments):
+    settings  of each prompt: a strength, or an Extrapolation.
+    """
+
+    def run(pair, prompts, settings, environment=None, sampling=None, **arguments):
         defaults = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
         job = {
             "pair": str(pair.directory),
             "prompts": prompts,
-            "strengths": strengths,
+            "settings": [
+                {"strength": each} if isinstance(each, int | float) else asdict(each)
+                for each in settings
+            ],
             "sampling": {"temperature": 0, "max_tokens": 8, "ignore_eos": True} | (sampling or {}),
             "arguments": defaults | {"block_size": 32, "disable_log_stats": False} | arguments,
         }
@@ -111,17 +118,28 @@ def pair(pair_and_models):
 
 @pytest.fixture(scope="module")
 def exact(pair_and_models):
-    """Exact log-probs [T, V] of the tokens that follow a prompt, at a strength."""
+    """Exact log-probs [T, V] of the tokens that follow a prompt, at a strength.
+
+    For an Extrapolation with a gate, those that the rule has greedily: 0 and −inf.
+    """
     import torch
+
+    from rlvr_decode.kernels.gated_reference import gated_extrapolate
+    from rlvr_decode.rules import rule_numbers, rule_of_rows
+    from rlvr_decode.sampling import Sampling
 
     base, rlvr = pair_and_models[1]
 
     @torch.no_grad()
-    def logprobs(prompt, response, strength):
+    def logprobs(prompt, response, setting):
         tokens = torch.tensor([list(prompt) + list(response)])
         log_base, log_rlvr = (m(tokens).logits[0].double().log_softmax(-1) for m in (base, rlvr))
-        mixed = (1 + strength) * log_rlvr - strength * log_base
-        return mixed.log_softmax(-1)[len(prompt) - 1 : -1]
+        if isinstance(setting, int | float):
+            mixed = (1 + setting) * log_rlvr - setting * log_base
+            return mixed.log_softmax(-1)[len(prompt) - 1 : -1]
+        greedy = torch.tensor(rule_numbers(setting, Sampling(temperature=0.0)))
+        rule = rule_of_rows(greedy[:, None].expand(-1, tokens.shape[1]))
+        return gated_extrapolate(log_rlvr, log_base, rule).logprobs[len(prompt) - 1 : -1]
 
     return logprobs
 

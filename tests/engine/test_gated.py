@@ -1,18 +1,21 @@
 """Gated requests in the engine: drawn as the papers' loop draws, beside others that are not."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 from scipy.stats import chi2
+from transformers import AutoModelForCausalLM
 
-from rlvr_decode import Extrapolation
+from rlvr_decode import Extrapolation, hf
 from rlvr_decode.interventions import intervention_rates
 from rlvr_decode.kernels import gated_reference
-from rlvr_decode.ops import Rule
+from rlvr_decode.pair import write_pair
 from rlvr_decode.params import PRIMARIES, TICKET
 from rlvr_decode.rules import rule_numbers, rule_of_rows
 from rlvr_decode.sampling import Sampling
+from rlvr_decode.testing import make_adapter, make_checkpoints
 
 # Thresholds at which the random pair's positions fall on both sides.
 THRESHOLDS = {
@@ -55,26 +58,36 @@ def ask(engine, prompts, params):
     return engine.generate(inputs, params, use_tqdm=False)
 
 
+@pytest.fixture(scope="module", params=["full", "adapter"])
+def served(request, start, tmp_path_factory):
+    """An engine on a pair of either form, and the pair's transformers models."""
+    if request.param == "full":
+        return request.getfixturevalue("engine"), request.getfixturevalue("pair_and_models")[1]
+    directory = tmp_path_factory.mktemp("adapter")
+    base, _ = make_checkpoints(directory)
+    adapter, merged = make_adapter(directory, base)
+    pair = write_pair(directory, name="adapter", base=base, rlvr=adapter)
+    models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (base, merged)]
+    return start(pair, max_num_batched_tokens=2048), models
+
+
+@torch.no_grad()
+def rule_by(models, prompt, response, setting, bias=None, **sampling):
+    """(log q [T, V], m [T]) of the tokens that follow a prompt, in float64."""
+    tokens = torch.tensor([list(prompt) + list(response)])
+    logits_b, logits_r = (m(tokens).logits[0, len(prompt) - 1 : -1].double() for m in models)
+    numbers = torch.tensor(rule_numbers(setting, Sampling(**sampling)), dtype=torch.float64)
+    rule = rule_of_rows(numbers[:, None].expand(-1, len(response)))
+    return gated_reference.gated_extrapolate(logits_r, logits_b, rule, bias)
+
+
 @pytest.fixture(scope="module")
 def exact_rule(pair_and_models):
-    """(log q [T, V], m [T]) of the tokens that follow a prompt, in float64."""
-    base, rlvr = pair_and_models[1]
-
-    @torch.no_grad()
-    def rule(prompt, response, setting, bias=None, **sampling):
-        tokens = torch.tensor([list(prompt) + list(response)])
-        log_b, log_r = (m(tokens).logits[0, len(prompt) - 1 : -1].double() for m in (base, rlvr))
-        numbers = torch.tensor(rule_numbers(setting, Sampling(**sampling)), dtype=torch.float64)
-        rows = rule_of_rows(numbers[:, None].expand(-1, len(response)))
-        return gated_reference.gated_extrapolate(log_r, log_b, Rule(*rows), bias)
-
-    return rule
+    return partial(rule_by, pair_and_models[1])
 
 
-def test_greedy_tokens_are_those_of_transformers(engine, pair_and_models, prompts):
-    from rlvr_decode import hf
-
-    base, rlvr = pair_and_models[1]
+def test_greedy_tokens_are_those_of_transformers(served, prompts):
+    engine, (base, rlvr) = served
     asked = [prompt[:90] for prompt in prompts(len(MIXED), seed=4)]
     params = [s.sampling_params(temperature=0, max_tokens=8, ignore_eos=True) for s in MIXED]
     # A random redraw is no greedy one.
@@ -97,8 +110,9 @@ def test_greedy_tokens_are_those_of_transformers(engine, pair_and_models, prompt
         assert list(answers[i].outputs[0].token_ids) == tokens, MIXED[i]
 
 
-def test_logprobs_and_rates_are_those_of_the_rule(engine, exact_rule, prompts):
+def test_logprobs_and_rates_are_those_of_the_rule(served, prompts):
     """Drawn with truncation: the log-probs are log q, and the tokens are of its support."""
+    engine, models = served
     asked = [prompt[:90] for prompt in prompts(len(GATED), seed=5)]
     params = [
         setting.sampling_params(
@@ -111,23 +125,24 @@ def test_logprobs_and_rates_are_those_of_the_rule(engine, exact_rule, prompts):
         )
         for i, setting in enumerate(GATED)
     ]
-    rates = []
     for i, answer in enumerate(ask(engine, asked, params)):
         (output,) = answer.outputs
-        logq, m = exact_rule(asked[i], output.token_ids, GATED[i], **SAMPLING)
+        logq, m = rule_by(models, asked[i], output.token_ids, GATED[i], **SAMPLING)
         for row, logprobs in zip(logq, output.logprobs, strict=True):
             for token, logprob in logprobs.items():
                 expected = row[token].item()
                 assert logprob.logprob == pytest.approx(expected, abs=1e-3), GATED[i]
         (told,) = engine.collective_rpc("take_side_channel", args=(f"rates-{i}",))
-        rates.append(intervention_rates(told))
-        assert rates[-1] == pytest.approx(m.tolist(), abs=1e-3), GATED[i]
-    # The thresholds are such that every gate lets some pass and stops some.
+        assert intervention_rates(told) == pytest.approx(m.tolist(), abs=1e-3), GATED[i]
+
+
+def test_positions_fall_on_both_sides_of_the_thresholds(exact_rule, prompts):
+    """Else the tests here would not see a gate that is always open, or never."""
+    text = prompts(2, seed=7)[1]
     for setting in GATED:
         if setting.gate not in ("random", "all"):
-            pairs = zip(GATED, rates, strict=True)
-            of_gate = [rate for each, of in pairs if each.gate == setting.gate for rate in of]
-            assert 0 < sum(of_gate) < len(of_gate), setting.gate
+            m = exact_rule(text[:20], text[20:], setting).rate
+            assert m.min() < m.max(), setting
 
 
 @pytest.mark.parametrize(

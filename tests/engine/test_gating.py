@@ -43,7 +43,8 @@ SETTINGS = [
 class Config:
     """As much of vLLM's as is asked for; engines are told apart by it."""
 
-    scheduler_config = SimpleNamespace(max_num_seqs=8)
+    scheduler_config = SimpleNamespace(max_num_seqs=8, scheduler_cls=None)
+    kv_transfer_config = None
 
 
 class Toy(PairModel):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -278,3 +279,102 @@ def running(client):
     )
     [value] = re.findall(r"^vllm:num_requests_running\{.*\} (.+)$", metrics, re.MULTILINE)
     return float(value)
+
+
+GATE = {"gate": "delta", "threshold": -0.1, "primary": "base", "strength": 0.5}
+
+
+def metric(client, name):
+    metrics = client.with_options(base_url=str(client.base_url).removesuffix("v1/")).get(
+        "/metrics", cast_to=str
+    )
+    return float(re.findall(rf"^{re.escape(name)} (.+)$", metrics, re.MULTILINE)[0])
+
+
+def test_a_gated_answer_says_how_often_it_was_redrawn(client):
+    before = metric(client, "rlvr_decode_intervention_rate_count")
+    raw = client.completions.with_raw_response.create(
+        model="tiny",
+        prompt=PROMPT,
+        max_tokens=20,
+        n=2,
+        temperature=0.8,
+        top_p=0.9,
+        extra_body={"extrapolation": GATE, "ignore_eos": True},
+    )
+    assert raw.headers["x-extrapolation"].endswith("gate=delta; threshold=-0.1; primary=base")
+    rate, positions = re.fullmatch(
+        r"rate=(\S+); positions=(\d+)", raw.headers["x-extrapolation-intervention"]
+    ).groups()
+    assert positions == "40"
+    assert 0 < float(rate) < 1
+    assert metric(client, "rlvr_decode_intervention_rate_count") == before + 1
+    assert metric(client, 'rlvr_decode_requests_total{gate="delta"}') >= 1
+
+
+def test_the_rule_owns_what_the_request_says_of_sampling(client):
+    """Log-probs are those of the distribution drawn from: certain if that is greedy."""
+    for settings in ({"temperature": 0}, {"temperature": 1, "extra_body": {"top_k": 1}}):
+        answer, _ = complete(client, extrapolation=GATE, logprobs=1, max_tokens=8, **settings)
+        assert answer.choices[0].logprobs.token_logprobs == pytest.approx([0] * 8, abs=1e-5)
+
+
+def test_replacement_everywhere_is_rlvr(client):
+    rlvr, _ = complete(client, "tiny@rlvr")
+    gates = ({"gate": "all"}, {"gate": "delta", "threshold": 100, "primary": "base"})
+    for gate in gates:
+        replaced, _ = complete(client, extrapolation={"strength": 0} | gate)
+        assert replaced.choices[0].text == rlvr.choices[0].text
+    kept, _ = complete(client, extrapolation=GATE | {"threshold": -100})
+    assert kept.choices[0].text == complete(client, "tiny@base")[0].choices[0].text
+
+
+def test_a_gated_stream_says_it_last(server):
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 10, "ignore_eos": True}
+    body |= {"stream": True, "extrapolation": GATE}
+    answer = httpx.post(f"{server}/v1/completions", json=body)
+    assert re.search(
+        rb"data: \[DONE\]\n\n: x-extrapolation-intervention: rate=\S+; positions=10\n\n$",
+        answer.content,
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "1+1=?"}]}),
+        ("/v1/responses", {"input": "1+1=?"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "1+1=?"}], "max_tokens": 5}),
+        ("/inference/v1/generate", {"token_ids": [5, 6], "sampling_params": {"max_tokens": 5}}),
+    ],
+)
+def test_every_route_takes_a_gate(server, path, body):
+    body = {"model": "tiny", "extrapolation": GATE, "temperature": 0.7, "max_tokens": 5} | body
+    answer = httpx.post(f"{server}{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-extrapolation-intervention"].startswith("rate=")
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({"extrapolation": {"gate": "delta"}}, "extrapolation.threshold"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"temperature": 3}, "temperature"),
+        ({"logprobs": 1, "logit_bias": {"5": 1}}, "logprobs"),
+    ],
+)
+def test_what_cannot_be_gated_raises_with_the_place(client, request_, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, extra_body={"extrapolation": GATE} | request_)
+    assert refused.value.param == param
+
+
+def test_a_gated_grammar_holds(client):
+    answer, _ = complete(
+        client,
+        extrapolation=GATE,
+        extra_body={"structured_outputs": {"regex": "[0-9]{3}-(yes|no)"}},
+    )
+    assert re.fullmatch("[0-9]{3}-(yes|no)", answer.choices[0].text)
