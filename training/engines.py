@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlvr_decode.training.config import Train
+from rlvr_decode.training.model import located
 from rlvr_decode.training.policies import Policies
 from rlvr_decode.training.rollout import RolloutEngine, TransformersRollout
 
@@ -46,7 +47,7 @@ def _vllm(config: Train, policies: Policies, base: str | Path, layer: int | None
         policy=policies.policy,
         tokenizer=policies.tokenizer,
         adapter=policies.adapter,
-        base=base,
+        base=located(base),
         dtype="bfloat16" if config.optim.bf16 else "float32",
         seed=config.seed,
         time_out=config.rollout.time_out,

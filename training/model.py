@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from rlvr_decode.fetched import CHECKPOINTS, fetch
 from rlvr_decode.pair import Pair
 from rlvr_decode.training.config import Architecture
 from rlvr_decode.training.tokenizer import byte_pair_tokenizer, character_tokenizer
@@ -83,7 +84,12 @@ def _initialise(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 
 def located(source: str | Path) -> str | Path:
-    """A checkpoint's directory or hub id; `pair:NAME` is the base of that pair."""
+    """A checkpoint's directory or hub id.
+
+    `pair:NAME` is the base of that pair; a key of `fetched.CHECKPOINTS` is downloaded first.
+    """
+    if source in CHECKPOINTS:
+        return fetch(str(source))
     kind, _, name = str(source).partition(":")
     return Pair.open(name).base.fetch() if kind == "pair" else source
 

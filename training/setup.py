@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlvr_decode.fetched import CHECKPOINTS
 from rlvr_decode.training.adapted import adapter_config
 from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.engines import check_engine
@@ -22,7 +23,8 @@ from rlvr_decode.training.trends import TrendSettings
 def find_base(config: Train, task: Task, directory: Path, stop: StopRequest) -> str | Path:
     """The checkpoint to start from: a given one, or one pretrained for this run."""
     if config.base is not None:
-        return located(config.base)
+        # A package is written into the pair by its name, so that the pair can travel.
+        return config.base if config.base in CHECKPOINTS else located(config.base)
     assert config.pretrain is not None
     if not isinstance(task, Corpus):
         raise ValueError(f"task {config.task.name!r} has no demonstrations to pretrain on")
