@@ -40,7 +40,7 @@ from rlvr_decode.training.sft import SFT, read_traces, train_on_traces
 from rlvr_decode.training.soe.generator import Sample, TransformersGenerator
 from rlvr_decode.training.soe.run import collect, read_records, summary
 from rlvr_decode.training.step import Trainer
-from rlvr_decode.training.task import judge
+from rlvr_decode.training.task import Prompt, judge
 from rlvr_decode.training.trainer import make_objective
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,6 +82,9 @@ class Metered:
     inner: TransformersGenerator
     weight: float
     spent: Spent
+
+    def render(self, prompt: Prompt) -> str:
+        return self.inner.render(prompt)
 
     def generate(
         self, texts: Sequence[str], *, n: int, max_tokens: int, temperature: float, seed: int

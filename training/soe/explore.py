@@ -20,7 +20,7 @@ from rlvr_decode.training.soe.config import Search
 from rlvr_decode.training.soe.generator import Generator
 from rlvr_decode.training.soe.manifold import bias_manifold, orthogonality
 from rlvr_decode.training.soe.text import distinct, truncation_points
-from rlvr_decode.training.task import Prompt, Task
+from rlvr_decode.training.task import Prompt, Task, judge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +48,13 @@ class Cut:
     dimensions: int | None = None
 
     @property
-    def text(self) -> str:
-        """What a model continues: prompt, kept steps and probe."""
-        return self.problem.prompt.text + self.kept + self.probe
+    def response(self) -> str:
+        """The response so far: kept steps and probe."""
+        return self.kept + self.probe
+
+    def seen_by(self, model: Generator) -> str:
+        """What a model continues: the prompt in its own form, and the response so far."""
+        return model.render(self.problem.prompt) + self.response
 
 
 def explore(
@@ -62,16 +66,21 @@ def explore(
     *,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """One JSON-able record per problem: its greedy chain, its cuts, its verified traces."""
+    """One JSON-able record per problem: its greedy chain, its cuts, its verified traces.
+
+    The prompt in it is as the teacher reads it, in its chat template if the task asks in chats.
+    """
+    asked = [teacher.render(problem.prompt) for problem in problems]
     chains = teacher.generate(
-        [problem.prompt.text for problem in problems],
+        asked,
         n=1,
         max_tokens=search.max_tokens,
         temperature=0.0,
         seed=draw_seed("greedy", seed, 0),
     )
     greedy = {p.index: chain.text for p, [chain] in zip(problems, chains, strict=True)}
-    failed = [p for p in problems if task.reward(p.prompt, greedy[p.index]) < 1]
+    right = verified(task, [problem.prompt for problem in problems], list(greedy.values()))
+    failed = [problem for problem, is_right in zip(problems, right, strict=True) if not is_right]
     cuts = [
         Cut(problem=problem, kept=greedy[problem.index][:point])
         for problem in failed
@@ -83,7 +92,7 @@ def explore(
     return [
         {
             "index": problem.index,
-            "prompt": problem.prompt.text,
+            "prompt": text,
             "answer": problem.prompt.answer,
             "greedy": greedy[problem.index],
             "failed": problem in failed,
@@ -94,7 +103,7 @@ def explore(
             ],
             "traces": traces.get(problem.index, []),
         }
-        for problem in problems
+        for problem, text in zip(problems, asked, strict=True)
     ]
 
 
@@ -104,14 +113,14 @@ def choose_probes(
     """Each cut with the probe to go on with; cuts where either model has nothing to say, or where
     no probe reaches `min_omega`, are gone."""
     ahead = teacher.generate(
-        [cut.text for cut in cuts],
+        [cut.seen_by(teacher) for cut in cuts],
         n=search.lookaheads,
         max_tokens=search.lookahead_tokens,
         temperature=search.teacher_temperature,
         seed=draw_seed("look-ahead", seed, 0),
     )
     proposed = student.generate(
-        [cut.text for cut in cuts],
+        [cut.seen_by(student) for cut in cuts],
         n=search.probes,
         max_tokens=search.probe_tokens,
         temperature=search.student_temperature,
@@ -130,7 +139,7 @@ def choose_probes(
     if not open_cuts:
         return []
     hidden = teacher.hidden(
-        [cut.text for cut, ahead_N, probes_M in open_cuts for _ in (*ahead_N, *probes_M)],
+        [cut.seen_by(teacher) for cut, ahead_N, probes_M in open_cuts for _ in ahead_N + probes_M],
         [text for _, ahead_N, probes_M in open_cuts for text in (*ahead_N, *probes_M)],
     )
     chosen = []
@@ -166,27 +175,38 @@ def continue_and_verify(
     stays.
     """
     continued = teacher.generate(
-        [cut.text for cut in cuts],
+        [cut.seen_by(teacher) for cut in cuts],
         n=search.continuations,
         max_tokens=search.max_tokens,
         temperature=search.teacher_temperature,
         seed=draw_seed("continue", seed, 0),
     )
-    verified: dict[int, list[dict[str, Any]]] = {}
-    for cut, samples in zip(cuts, continued, strict=True):
-        for sample in samples:
-            response = cut.kept + cut.probe + sample.text
-            if sample.finished and task.reward(cut.problem.prompt, response) >= 1:
-                trace = {
-                    "response": response,
-                    "kept": len(cut.kept),
-                    "probe": cut.probe,
-                    "omega": cut.omega,
-                    "dimensions": cut.dimensions,
-                }
-                verified.setdefault(cut.problem.index, []).append(trace)
-    for index, traces in verified.items():
+    finished = [
+        (cut, cut.response + sample.text)
+        for cut, samples in zip(cuts, continued, strict=True)
+        for sample in samples
+        if sample.finished
+    ]
+    right = verified(task, [c.problem.prompt for c, _ in finished], [text for _, text in finished])
+    found: dict[int, list[dict[str, Any]]] = {}
+    for (cut, response), is_right in zip(finished, right, strict=True):
+        if is_right:
+            trace = {
+                "response": response,
+                "kept": len(cut.kept),
+                "probe": cut.probe,
+                "omega": cut.omega,
+                "dimensions": cut.dimensions,
+            }
+            found.setdefault(cut.problem.index, []).append(trace)
+    for index, traces in found.items():
         traces.sort(key=lambda trace: -(trace["omega"] or 0.0))
         places = distinct([trace["response"] for trace in traces], search.max_similarity)
-        verified[index] = [traces[place] for place in places]
-    return verified
+        found[index] = [traces[place] for place in places]
+    return found
+
+
+def verified(task: Task, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[bool]:
+    """Which responses earn the whole reward, judged in one call; what is skipped does not."""
+    rewards, _ = judge(task, prompts, responses)
+    return [reward is not None and reward >= 1 for reward in rewards]

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlvr_decode.training.rollout import TransformersRollout
 from rlvr_decode.training.run import draw_seed
+from rlvr_decode.training.task import Prompt, render
 
 T = TypeVar("T")
 
@@ -29,6 +30,10 @@ class Sample(NamedTuple):
 
 class Generator(Protocol):
     """A model that continues texts and shows what it thinks of them."""
+
+    def render(self, prompt: Prompt) -> str:
+        """A question as this model is to read it."""
+        ...
 
     def generate(
         self, texts: Sequence[str], *, n: int, max_tokens: int, temperature: float, seed: int
@@ -63,6 +68,9 @@ class TransformersGenerator:
         self.batch = batch
         self.layer = layer
         self._rollout = TransformersRollout(model=model, tokenizer=tokenizer)
+
+    def render(self, prompt: Prompt) -> str:
+        return render(prompt, self.tokenizer)
 
     def generate(
         self, texts: Sequence[str], *, n: int, max_tokens: int, temperature: float, seed: int

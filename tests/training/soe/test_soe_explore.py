@@ -22,6 +22,9 @@ class Teacher:
     def __init__(self) -> None:
         self.calls: list[tuple[int, float]] = []
 
+    def render(self, prompt: Prompt) -> str:
+        return prompt.text
+
     def generate(
         self, texts: Sequence[str], *, n: int, max_tokens: int, temperature: float, seed: int
     ) -> list[list[Sample]]:
@@ -44,10 +47,15 @@ class Teacher:
 class Student:
     def __init__(self, *proposals: str) -> None:
         self.proposals = proposals
+        self.read: list[str] = []
+
+    def render(self, prompt: Prompt) -> str:
+        return f"student: {prompt.text}"
 
     def generate(
         self, texts: Sequence[str], *, n: int, max_tokens: int, temperature: float, seed: int
     ) -> list[list[Sample]]:
+        self.read += texts
         return [[Sample(text, False) for text in self.proposals]] * len(texts)
 
     def hidden(self, prefixes: Sequence[str], continuations: Sequence[str]) -> Tensor:
@@ -136,6 +144,36 @@ def test_calls_are_batched_over_problems_and_cuts() -> None:
     many = [Problem(index=i, prompt=Prompt(text=f"hard {i}\n", answer="42")) for i in range(5)]
     explore(many, FortyTwo(), teacher, Student("new "), SEARCH, seed=0)
     assert teacher.calls == [(5, 0.0), (10, 0.7), (10, 0.7)]
+
+
+def test_each_model_reads_the_prompt_in_its_own_form() -> None:
+    student = Student("new ")
+    _, hard = run(SEARCH, student)
+    assert student.read == ["student: hard\n", "student: hard\nOne. "]
+    assert hard["prompt"] == "hard\n"
+
+
+class Together:
+    """Judges batches, and skips what is longest."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        self.sizes.append(len(responses))
+        assert [prompt.answer for prompt in prompts] == ["42"] * len(responses)
+        return [None if "idea" in text else float(text.endswith("42")) for text in responses]
+
+    def take_counts(self) -> dict[str, float]:
+        return {}
+
+
+def test_responses_are_judged_in_batches_and_skipped_ones_are_no_traces() -> None:
+    task = Together()
+    _, hard = explore(PROBLEMS, task, Teacher(), Student("new "), SEARCH, seed=0)
+    # Two greedy chains, then two finished continuations of each of two cuts.
+    assert task.sizes == [2, 4]
+    assert [trace["response"] for trace in hard["traces"]] == ["new 42", "One. new 42"]
 
 
 def test_bad_settings_name_the_value() -> None:

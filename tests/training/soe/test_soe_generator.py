@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlvr_decode.testing import make_checkpoints
 from rlvr_decode.training.model import open_model
 from rlvr_decode.training.soe.generator import TransformersGenerator
+from rlvr_decode.training.task import Prompt
 
 PREFIXES = ["12+34=?\n", "5+6=?\n1+1", "7"]
 CONTINUATIONS = ["2+4+0=06", "x", ",3+1"]
@@ -74,3 +75,11 @@ def test_nothing_to_generate_is_nothing(characters) -> None:
 def test_an_empty_continuation_is_refused(characters) -> None:
     with pytest.raises(ValueError, match="continuation '' has no tokens"):
         TransformersGenerator(*characters).hidden(["1+", "2+"], ["3", ""])
+
+
+def test_a_chat_is_read_in_the_models_own_template(characters) -> None:
+    model, tokenizer = characters
+    chat = Prompt(text="user: 1+2=?", answer="3", messages=(("user", "1+2=?"),))
+    generator = TransformersGenerator(model, tokenizer)
+    assert generator.render(chat) == "1+2=?\n"
+    assert generator.render(Prompt(text="1+2=?", answer="3")) == "1+2=?"
