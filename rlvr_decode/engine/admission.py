@@ -31,7 +31,7 @@ NEUTRAL = {
 def refuse_inexact(params: SamplingParams) -> None:
     """Raise SettingError for settings that are malformed or could not be honoured."""
     extrapolation = Extrapolation.from_extra_args(params.extra_args)
-    sampling = Sampling.from_extra_args(params.extra_args)
+    Sampling.from_extra_args(params.extra_args)
     if extrapolation.uses_base and scores_prompt(params):
         name = "gate" if extrapolation.gated else "strength"
         raise SettingError(
@@ -41,14 +41,14 @@ def refuse_inexact(params: SamplingParams) -> None:
         )
     if extrapolation.gated:
         _refuse_beside_gate(params)
-    elif sampling != Sampling():
-        name, value = next(_given(params.extra_args or {}))
+        return
+    for name, value in _sampling_given(params.extra_args or {}):
         raise SettingError(name, value, "is for a request with a gate; use vLLM's own")
 
 
 def _refuse_beside_gate(params: SamplingParams) -> None:
     for name, neutral in NEUTRAL.items():
-        value = getattr(params, name)
+        value = getattr(params, name, neutral)  # the last came with a later vLLM
         if name == "top_k" and value == -1:  # vLLM's other way to keep all
             continue
         if value != neutral:
@@ -89,7 +89,7 @@ def _masks(params: SamplingParams) -> Iterator[str]:
             yield name
 
 
-def _given(extra_args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _sampling_given(extra_args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in SAMPLING_SETTINGS:
         key = XARGS_PREFIX + name
         if extra_args.get(key) is not None:
