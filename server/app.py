@@ -37,6 +37,7 @@ from rlvr_decode.server.middleware import ExtrapolationMiddleware
 from rlvr_decode.server.playground import page_routes
 from rlvr_decode.server.request import Served
 from rlvr_decode.server.routes import pair_routes
+from rlvr_decode.server.trace import TraceMiddleware, scorer_from
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -120,6 +121,7 @@ def attach(app: FastAPI, pair: Pair, served: Served) -> None:
         app.include_router(router)
     # Appended, so innermost: authentication and CORS come before it. vLLM has built the stack by
     # now, and Starlette adds to one that is built only when asked to build it again.
+    app.user_middleware.append(Middleware(TraceMiddleware, score=scorer_from(app.state)))
     app.user_middleware.append(
         Middleware(
             ExtrapolationMiddleware, served=served, rates=rates_from(app.state), metrics=METRICS

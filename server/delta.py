@@ -81,7 +81,10 @@ def delta_routes(served: Served) -> APIRouter:
             return JSONResponse(refused.answer.model_dump(), refused.answer.error.code)
         tokens = await score(state.engine_client, token_ids, top=request.top, gate=gate)
         answer = DeltaResponse(
-            model=request.model or served.names[0], tokens=tokens, response_start=start
+            object="delta",
+            model=request.model or served.names[0],
+            tokens=tokens,
+            response_start=start,
         )
         # Values that were not asked for are left out; infinite ones become null.
         content = answer.model_dump_json(exclude_unset=True)

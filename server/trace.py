@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlvr_decode.params import Extrapolation, SettingError
@@ -24,7 +25,7 @@ from rlvr_decode.server.middleware import (
     with_length,
 )
 from rlvr_decode.server.request import FIELD
-from rlvr_decode.server.scores import ScoredToken
+from rlvr_decode.server.scores import ScoredToken, score
 
 TRACE = "trace"
 IDS = "return_token_ids"
@@ -33,6 +34,15 @@ DONE = b"data: [DONE]"
 
 # The tokens, and the gate to apply to them.
 Scorer = Callable[[Sequence[int], Extrapolation], Awaitable[list[ScoredToken]]]
+
+
+def scorer_from(state: State) -> Scorer:
+    """Scores with the engine of an app's state, which is there before the first request."""
+
+    async def scored(token_ids: Sequence[int], gate: Extrapolation) -> list[ScoredToken]:
+        return await score(state.engine_client, token_ids, gate=gate)
+
+    return scored
 
 
 class TraceMiddleware:
@@ -51,38 +61,37 @@ class TraceMiddleware:
         if body is None:
             return
         try:
-            untraced = without_trace(body)
+            body, traced = without_trace(body)
         except SettingError as error:
             await bad_request(error)(scope, receive, send)
             return
-        if untraced is not None:
-            body, send = untraced, Tracing(send, self.score)
-            scope = with_length(scope, len(body))
+        scope = with_length(scope, len(body))
+        send = Tracing(send, self.score) if traced else send
         await self.app(scope, replaying(body, receive), send)
 
 
-def without_trace(body: bytes) -> bytes | None:
-    """The body of a request that asks for a trace, without that; None of one that does not.
+def without_trace(body: bytes) -> tuple[bytes, bool]:
+    """The body without `trace`, and whether that asks for one.
 
     Raises SettingError for a `trace` that is neither true nor false.
     """
     if f'"{TRACE}"'.encode() not in body:
-        return None
+        return body, False
     try:
         request = json.loads(body, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if isinstance(error, SettingError):
             raise
-        return None  # for the next in line to refuse
+        return body, False  # for the next in line to refuse
     settings = request.get(FIELD) if isinstance(request, dict) else None
     if not isinstance(settings, dict) or TRACE not in settings:
-        return None
+        return body, False
     trace = settings.pop(TRACE)
     if not isinstance(trace, bool):
         raise SettingError(f"{FIELD}.{TRACE}", trace, "must be true or false")
     if trace:
         request[IDS] = True
-    return json.dumps(request).encode() if trace else None
+    return json.dumps(request).encode(), trace
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -185,9 +194,13 @@ class Tracing:
 
     async def _scored(self, choice: Choice) -> list[dict[str, Any]]:
         prompt, tokens = choice
-        scored = await self._score([*prompt, *tokens], self._gate)
+        scored = (await self._score([*prompt, *tokens], self._gate))[len(prompt) :]
+        start = scored[0].offset if scored else 0
         return [
-            token.model_dump(mode="json", exclude_unset=True) for token in scored[len(prompt) :]
+            token.model_copy(update={"offset": token.offset - start}).model_dump(
+                mode="json", exclude_unset=True
+            )
+            for token in scored
         ]
 
 

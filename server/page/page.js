@@ -155,7 +155,8 @@ function fillTicks(max) {
     tick.style.setProperty("--at", at(strength));
     return tick;
   });
-  const others = view.strengths.map((strength) => {
+  const unselected = view.strengths.filter((_, index) => index !== view.selected);
+  const others = unselected.map((strength) => {
     const mark = document.createElement("i");
     mark.className = "column";
     mark.style.setProperty("--at", at(strength));
