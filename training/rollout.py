@@ -109,13 +109,9 @@ class TransformersRollout:
         """Temperature 0 is greedy, and its log-probabilities are the model's at temperature 1."""
         self.model.train(False)
         device = self.model.device
-        prompt_BP, prompt_mask_BP = (
-            each.repeat_interleave(group, dim=0).to(device)
-            for each in padded(
-                encode(prompts, self.tokenizer, self.model.config, max_new_tokens=max_new_tokens),
-                self.tokenizer,
-            )
-        )
+        ids = encode(prompts, self.tokenizer, self.model.config, max_new_tokens=max_new_tokens)
+        tokens, mask = (each.to(device) for each in padded(ids, self.tokenizer))
+        prompt_BP, prompt_mask_BP = (each.repeat_interleave(group, 0) for each in (tokens, mask))
         generators = [
             torch.Generator(device).manual_seed(prompt_seed(seed, first + number))
             for number in range(len(prompts))
@@ -129,7 +125,6 @@ class TransformersRollout:
 
         cache = DynamicCache(config=self.model.config)
         running_N = torch.arange(len(prompt_BP), device=device)
-        tokens, mask = prompt_BP, prompt_mask_BP
         for step in range(max_new_tokens):
             where = positions(mask)
             if where:
@@ -142,16 +137,20 @@ class TransformersRollout:
                 logits_to_keep=1,
                 output_hidden_states=self.layer is not None,
             )
+            logits_NV = output.logits[:, -1].float()
+            if step == 0:
+                # Each prompt is read once; its responses go on from copies of what it left.
+                cache.batch_repeat_interleave(group)
+                logits_NV, mask = logits_NV.repeat_interleave(group, 0), prompt_mask_BP
             rows = torch.bincount(running_N // group, minlength=len(prompts)).tolist()
-            token_N, logp_N = draw(
-                output.logits[:, -1].float(), temperature, zip(generators, rows, strict=True)
-            )
+            token_N, logp_N = draw(logits_NV, temperature, zip(generators, rows, strict=True))
             response_BT[running_N, step] = token_N
             logp_BT[running_N, step] = logp_N
             mask_BT[running_N, step] = True
             if self.layer is not None:
                 hidden_ND = output.hidden_states[self.layer][:, -1]
                 if hidden_BTD is None:
+                    hidden_ND = hidden_ND.repeat_interleave(group, 0)
                     hidden_BTD = hidden_ND.new_zeros(*shape, hidden_ND.shape[1])
                 hidden_BTD[running_N, step] = hidden_ND
 
