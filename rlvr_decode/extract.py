@@ -107,9 +107,8 @@ def write(
 ) -> Pair:
     """Write base and a plain LoRA, which stock PEFT and stock vLLM load, as a pair.
 
-    The table goes into the provenance. Where
-    rlvr has another chat template, tokenizer file or stop than base, the pair gets a base of its
-    own: the same weights beside rlvr's files.
+    The table goes into the provenance. Where rlvr has another chat template, tokenizer file or
+    stop than base, the pair gets a base of its own: the same weights beside rlvr's files.
 
     Raises ValueError, and writes nothing, below `min_correlation` and where `directory` exists.
     """

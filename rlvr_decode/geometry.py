@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlvr_decode.lowrank import SVD, gram_svd
+from rlvr_decode.lowrank import gram_svd
+from rlvr_decode.masks import low_mask, mask_overlap, principal_mask
 from rlvr_decode.matrices import LINEAR_LAYERS, matrix_pairs
-from rlvr_decode.training.adapters.geora import magnitude_threshold
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +32,7 @@ class MatrixGeometry:
     head_alignment     share of ‖ΔW‖² on the leading input directions of W.
     low_overlap        share of the changed entries among the smallest of |W|.
     principal_overlap  share of them among the largest of |leading part of W|.
+    effective_rank     directions that ΔW spreads over, exp of the entropy of its singular values.
 
     A random update would have both overlaps at the `fraction` the masks were taken with.
     """
@@ -46,6 +47,7 @@ class MatrixGeometry:
     head_alignment: float | None
     low_overlap: float | None
     principal_overlap: float | None
+    effective_rank: float | None
 
 
 def analyze_geometry(
@@ -66,8 +68,8 @@ def analyze_geometry(
     fraction  of the entries in each overlap mask, in (0, 1).
     eta       relative change up to which an entry counts as unchanged.
 
-    Two eigenvector problems of the shorter side each: a second at 1536, half a minute at 4096 on
-    a CPU core. For a progress bar, loop over `matrix_pairs` and `matrix_geometry` oneself.
+    Three eigenvector problems of the shorter side each: seconds at 1536, a minute at 4096 on a
+    CPU core. For a progress bar, loop over `matrix_pairs` and `matrix_geometry` oneself.
     Raises ValueError naming a weight that only one side has, or whose shapes differ.
     """
     return [
@@ -107,6 +109,7 @@ def matrix_geometry(
         head_alignment=head_alignment(delta_MN, before.V_NR),
         low_overlap=mask_overlap(low_mask(before_MN, fraction), changed_MN),
         principal_overlap=mask_overlap(principal_mask(before, fraction), changed_MN),
+        effective_rank=effective_rank(delta_MN),
     )
 
 
@@ -143,38 +146,17 @@ def spectral_shift(before_values: Tensor, after_values: Tensor) -> float:
     return shift
 
 
+def effective_rank(delta_MN: Tensor) -> float | None:
+    """exp(−Σ p ln p) with p = σ / Σ σ over all singular values (Roy & Vetterli 2007)."""
+    if not delta_MN.any():
+        return None
+    _, values = gram_svd(delta_MN, 1)
+    return torch.special.entr(values / values.sum()).sum().exp().item()
+
+
 def head_alignment(delta_MN: Tensor, V_NK: Tensor) -> float | None:
     """Σ_k ‖ΔW v_k‖² / ‖ΔW‖² over W's leading right singular vectors; K / N for a random ΔW."""
     total = delta_MN.square().sum().item()
     if total == 0:
         return None
     return (delta_MN @ V_NK).square().sum().item() / total
-
-
-def mask_overlap(mask_MN: Tensor, changed_MN: Tensor) -> float | None:
-    """|mask ∩ changed| / |changed|; the mask's own share of the matrix for a random update."""
-    total = int(changed_MN.sum())
-    return int((mask_MN & changed_MN).sum()) / total if total else None
-
-
-def jaccard(first_MN: Tensor, second_MN: Tensor) -> float:
-    """|first ∩ second| / |first ∪ second|, say of the entries two runs changed; 1 for none."""
-    union = int((first_MN | second_MN).sum())
-    return int((first_MN & second_MN).sum()) / union if union else 1.0
-
-
-def low_mask(weight_MN: Tensor, fraction: float) -> Tensor:
-    """The smallest `fraction` of |W|'s entries: where RLVR is seen to work."""
-    magnitudes = weight_MN.abs()
-    return magnitudes <= _threshold(magnitudes, fraction)
-
-
-def principal_mask(svd: SVD, fraction: float) -> Tensor:
-    """The largest `fraction` of the entries of |leading part of W|: where it is not."""
-    magnitudes = ((svd.U_MR * svd.S_R) @ svd.V_NR.T).abs()
-    return magnitudes > _threshold(magnitudes, 1 - fraction)
-
-
-def _threshold(magnitudes: Tensor, fraction: float) -> float:
-    # The threshold is exact; the generator only chooses how it is bracketed.
-    return magnitude_threshold(magnitudes, fraction, generator=torch.Generator().manual_seed(0))

@@ -10,20 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlvr_decode.lowrank import SVD
-from rlvr_decode.training.geometry import (
+from rlvr_decode.geometry import (
     analyze_geometry,
     changed_entries,
+    effective_rank,
     head_alignment,
-    jaccard,
-    low_mask,
-    mask_overlap,
     matrix_geometry,
     principal_angles,
-    principal_mask,
     spectral_shift,
     update_sparsity,
 )
+from rlvr_decode.lowrank import SVD
+from rlvr_decode.masks import jaccard, low_mask, mask_overlap, principal_mask
 
 
 def weight(rows: int = 60, columns: int = 40, seed: int = 0) -> Tensor:
@@ -71,6 +69,14 @@ def test_head_alignment_by_hand() -> None:
     assert head_alignment(torch.zeros(2, 2), torch.eye(2)) is None
 
 
+def test_effective_rank_by_hand() -> None:
+    assert effective_rank(torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0]))) == pytest.approx(3)
+    p = torch.tensor([0.75, 0.25]).double()
+    spread = math.exp(-(p * p.log()).sum())
+    assert effective_rank(torch.diag(torch.tensor([-3.0, 1.0]))) == pytest.approx(spread)
+    assert effective_rank(torch.zeros(2, 3)) is None
+
+
 def test_overlaps_by_hand() -> None:
     mask = torch.tensor([True, True, False, False])
     changed = torch.tensor([True, False, True, True])
@@ -109,6 +115,7 @@ def test_no_update_has_no_geometry() -> None:
     assert report.left_angle < 1e-10
     assert report.right_angle < 1e-10
     assert report.head_alignment is report.low_overlap is report.principal_overlap is None
+    assert report.effective_rank is None
 
 
 def test_an_update_along_the_head_shifts_the_spectrum_and_turns_nothing() -> None:
@@ -119,6 +126,7 @@ def test_an_update_along_the_head_shifts_the_spectrum_and_turns_nothing() -> Non
     assert report.spectral_shift == pytest.approx((0.1 * S[0] / S.norm()).item())
     assert report.relative_norm == pytest.approx(report.spectral_shift)
     assert report.head_alignment == pytest.approx(1.0)
+    assert report.effective_rank == pytest.approx(1.0, abs=1e-4)
     assert max(report.left_angle, report.right_angle) < 1e-6
 
 

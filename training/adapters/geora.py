@@ -10,7 +10,6 @@ M, N  rows and columns of a weight      R  rank
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -18,15 +17,12 @@ import torch
 from torch import Tensor
 
 from rlvr_decode.lowrank import randomized_svd
+from rlvr_decode.masks import magnitude_threshold
 from rlvr_decode.training.adapters.attach import attach
 from rlvr_decode.training.adapters.config import AdapterConfig, Anchors
 from rlvr_decode.training.adapters.export import export
 
 __all__ = ["GeoRAConfig", "Masks", "attach", "export", "geometry_masks", "magnitude_threshold"]
-
-# Below this many entries plain selection is as fast as sampling first.
-SMALL = 1 << 20
-SAMPLE = 1 << 18
 
 
 class Masks(NamedTuple):
@@ -85,33 +81,3 @@ def geometry_masks(
         spectral_MN <= magnitude_threshold(spectral_MN, rho, generator=generator),
         euclidean_MN <= magnitude_threshold(euclidean_MN, rho, generator=generator),
     )
-
-
-def magnitude_threshold(magnitudes: Tensor, rho: float, *, generator: torch.Generator) -> float:
-    """The ⌊rho·n⌋-th smallest of n magnitudes, exactly; −inf when that is none.
-
-    A sample brackets the threshold and only the bracket is sorted through, a few passes over the
-    matrix whatever its size (torch.quantile stops at 2²⁴ entries). Should the sample mislead,
-    all entries are selected from: the sample changes the time taken, never the result.
-    """
-    flat = magnitudes.flatten()
-    wanted = math.floor(rho * flat.numel())
-    if wanted == 0:
-        return -math.inf
-    if flat.numel() <= SMALL:
-        return _smallest(flat, wanted)
-    at = torch.randint(flat.numel(), (SAMPLE,), generator=generator, device=generator.device)
-    sample = flat[at.to(flat.device)].sort().values
-    # Six standard deviations of a sample quantile's rank on either side.
-    margin = 6 * math.sqrt(rho * (1 - rho) / SAMPLE)
-    low = sample[math.floor(max(rho - margin, 0.0) * (SAMPLE - 1))]
-    high = sample[math.ceil(min(rho + margin, 1.0) * (SAMPLE - 1))]
-    bracket = flat[(flat >= low) & (flat <= high)]
-    below = int(flat.lt(low).sum())
-    if not below < wanted <= below + bracket.numel():
-        return _smallest(flat, wanted)
-    return _smallest(bracket, wanted - below)
-
-
-def _smallest(flat: Tensor, wanted: int) -> float:
-    return float(flat.kthvalue(wanted).values)
