@@ -80,6 +80,8 @@ class AdapterPairForCausalLM(PairModel):
         )
         self.stacking = stack_layers(model, read_factors(config.rlvr_adapter), vllm_config)
         self.model = cast(InnerModel, model)
+        # Raw logits would show by how much a row is shifted.
+        self.shares_linear_head = not vllm_config.model_config.logprobs_mode.endswith("logits")
         body = model.get_submodule("model")
         self.stacked_body = StackedBody(vllm_config=vllm_config, body=body)
         with set_model_tag("rlvr"):

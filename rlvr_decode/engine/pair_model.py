@@ -50,6 +50,7 @@ class PairModel(nn.Module):
     fall_back_to_pt_during_load = False
 
     step: Step
+    shares_linear_head = False
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         super().__init__()
@@ -92,7 +93,10 @@ class PairModel(nn.Module):
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """The logits [N, V] that the rows ask for; None on ranks that do not gather them.
 
-        Rows that do not use base are rlvr's own, and base's head is not computed for them.
+        Rows that do not use base are rlvr's own, and base's head is not computed for them. Where
+        the models share a linear head W, and nothing asks for more than the distribution,
+        (1 + s) W r − s W b is one product, W applied to (1 + s) r − s b: cheaper than two, and in
+        16 bits more exact, because the logits are rounded once instead of before their difference.
         """
         rlvr_NH, base_NH = hidden_states.chunk(2, dim=-1)
         rows = self.step.take(len(hidden_states), hidden_states.device)
@@ -101,6 +105,8 @@ class PairModel(nn.Module):
         self.prompt_rows.begin()
         if not rows.extrapolating:
             return self.rlvr_logits(rlvr_NH.contiguous())
+        if rows.linear and self.shares_linear_head:
+            return self.rlvr_logits(extrapolated_hidden(rlvr_NH, base_NH, rows.strength_N))
         base_KH = base_NH.contiguous() if rows.paired_K is None else base_NH[rows.paired_K]
         logits = self.both_logits(rlvr_NH.contiguous(), base_KH)
         if logits is None:
@@ -128,3 +134,9 @@ class PairModel(nn.Module):
         from rlvr_decode.engine.model_state import PairedModelState
 
         return PairedModelState
+
+
+def extrapolated_hidden(rlvr_NH: Tensor, base_NH: Tensor, strength_N: Tensor) -> Tensor:
+    """(1 + s) r − s b by row, computed in fp32; exactly r at strength 0 and b at −1."""
+    strength_N1 = strength_N[:, None]
+    return ((1 + strength_N1) * rlvr_NH - strength_N1 * base_NH).to(rlvr_NH.dtype)

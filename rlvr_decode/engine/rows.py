@@ -37,6 +37,9 @@ class Rows(NamedTuple):
     # Known on the host, so that asking does not wait for the device:
     extrapolating: bool  # whether any row uses base
     cutting: bool  # whether any plausibility is not 0
+    # Whether the distribution of every row is that of (1 + strength) · rlvr − strength · base, and
+    # nothing sees by how much a whole row of logits is shifted.
+    linear: bool = False
     # Gated rows have strength 0 above, and their rule here.
     gated: Gates | None = None
     masked: Gates | None = None  # those whose masks vLLM has yet to apply
@@ -49,6 +52,7 @@ class SettingsTable:
         self._settings = np.zeros((2, size), dtype=np.float32)
         self._uses_base = np.zeros(size, dtype=np.bool_)
         self._plain = np.zeros(size, dtype=np.bool_)
+        self._linear = np.zeros(size, dtype=np.bool_)
         self._prompt_logprobs = np.zeros(size, dtype=np.bool_)
         self._device = device
         self._gates = GateTable(size, self._to_device, channel)
@@ -59,6 +63,7 @@ class SettingsTable:
         self._settings[:, index] = 0 if asked.gated else (asked.strength, asked.plausibility)
         self._uses_base[index] = asked.uses_base
         self._plain[index] = is_marked(params)
+        self._linear[index] = is_linear(asked, params)
         self._prompt_logprobs[index] = scores_prompt(params)
         self._gates.write(index, asked, params)
 
@@ -70,7 +75,8 @@ class SettingsTable:
         self._gates.clear(index)
 
     def swap(self, a: int, b: int) -> None:
-        for values in (self._settings.T, self._uses_base, self._plain, self._prompt_logprobs):
+        flags = (self._uses_base, self._plain, self._linear, self._prompt_logprobs)
+        for values in (self._settings.T, *flags):
             values[[a, b]] = values[[b, a]]
         self._gates.swap(a, b)
 
@@ -95,6 +101,7 @@ class SettingsTable:
             paired_K=None if len(paired) == len(entries_N) else self._to_device(paired),
             extrapolating=len(paired) > 0,
             cutting=bool(settings[1].any()),
+            linear=bool(self._linear[entries_N].all()),
             gated=gated,
             masked=masked,
         )
@@ -112,6 +119,15 @@ class SettingsTable:
     def any_prompt_logprobs(self, indices: np.ndarray) -> bool:
         """Whether one of these requests also asked for log-probs of its prompt."""
         return bool(self._prompt_logprobs[indices].any())
+
+
+def is_linear(asked: Extrapolation, params: SamplingParams) -> bool:
+    """Whether a request's logits may be one product, see `PairModel.compute_logits`.
+
+    A repetition penalty asks for the sign of each logit, so their shift must be the defined one.
+    """
+    cuts = asked.strength > 0 and asked.plausibility > 0
+    return not asked.gated and not cuts and params.repetition_penalty == 1
 
 
 class Step:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from vllm import SamplingParams
 
 from rlvr_decode import Extrapolation
 from rlvr_decode.engine.rows import SettingsTable, Step, step_of
@@ -13,9 +14,13 @@ from rlvr_decode.engine.side_channel import SideChannel
 CPU = torch.device("cpu")
 
 
-def params(strength=0.0, plausibility=0.0, prompt_logprobs=None):
+def params(strength=0.0, plausibility=0.0, prompt_logprobs=None, repetition_penalty=1.0):
     extra_args = Extrapolation(strength=strength, plausibility=plausibility).to_extra_args()
-    return SimpleNamespace(extra_args=extra_args, prompt_logprobs=prompt_logprobs)
+    return SimpleNamespace(
+        extra_args=extra_args,
+        prompt_logprobs=prompt_logprobs,
+        repetition_penalty=repetition_penalty,
+    )
 
 
 def nowhere():
@@ -42,9 +47,26 @@ def test_rows_of_strength_zero_do_not_extrapolate():
 
 def test_a_reused_place_keeps_nothing_of_its_last_request():
     made = table(3)
-    made.write(0, SimpleNamespace(extra_args=None, prompt_logprobs=None))
+    made.write(0, SamplingParams())
     rows = made.rows(np.array([0]), nowhere)
     assert rows.strength_N.item() == rows.plausibility_N.item() == 0
+
+
+@pytest.mark.parametrize(
+    "asked, linear",
+    [
+        (params(0, plausibility=0.1), True),
+        (params(2), True),
+        (params(-1, plausibility=0.1), True),  # nothing is cut between the models
+        (params(2, plausibility=0.1), False),
+        (params(2, repetition_penalty=1.1), False),
+    ],
+)
+def test_rows_are_linear_if_each_is(asked, linear):
+    made = table(0)
+    made.write(1, asked)
+    assert made.rows(np.array([0, 1, 1]), nowhere).linear is linear
+    assert made.rows(np.array([0]), nowhere).linear
 
 
 def test_swapping_exchanges_whole_requests():
