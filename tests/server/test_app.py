@@ -72,7 +72,12 @@ def test_the_pair_describes_itself():
     assert answer["name"] == "tiny"
     assert answer["models"] == ["tiny", "tiny@rlvr", "tiny@base"]
     assert answer["defaults"]["strength"] == 1.0
-    assert answer["limits"] == {"strength": [-1.0, 10.0], "plausibility": [0.0, 1.0]}
+    assert answer["limits"]["strength"] == [-1.0, 10.0]
+    assert answer["limits"]["plausibility"] == [0.0, 1.0]
+    # What needs no threshold has no limits of one.
+    assert set(answer["gates"]) - set(answer["limits"]["threshold"]) == {"none", "all"}
+    assert answer["limits"]["threshold"]["delta"] == [-100.0, 100.0]
+    assert answer["primaries"] == ["rlvr", "base"]
     assert answer["rlvr"] == {"kind": "full", "sha256": dict(pair.rlvr.sha256)}
     assert answer["stop_token_ids"] == list(pair.stop_token_ids)
     assert answer["refused"] == {"seed": "because"}
