@@ -96,7 +96,7 @@ function row(name, cells) {
 function percent(logprob) {
   if (logprob === null || logprob === undefined) return "–";
   const share = 100 * Math.exp(logprob);
-  if (share > 0 && share < 0.01) return share.toExponential(0) + " %";
+  if (share > 0 && share < 0.01) return "< 0.01 %";
   return `${share.toFixed(share < 10 ? 2 : 1)} %`;
 }
 

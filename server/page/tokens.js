@@ -1,6 +1,6 @@
 // A token on the page: its tint says what RLVR did to it.
 
-export const FULL_TINT = 6; // nats
+export const FULL_TINT = 4; // nats
 
 /** How much of the colour a Δ gets, from 0 to 1: the root, for most Δ are small. */
 export function weight(delta) {
@@ -45,7 +45,7 @@ function glyph(text) {
 
 /** The legend: the tints of a few Δ. */
 export function legend(scale) {
-  const deltas = [-6, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 6];
+  const deltas = [-4, -2, -1, -0.5, -0.1, 0, 0.1, 0.5, 1, 2, 4];
   scale.replaceChildren(
     ...deltas.map((delta) => {
       const step = document.createElement("span");
