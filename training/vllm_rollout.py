@@ -13,6 +13,7 @@ B responses, T response tokens.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -44,21 +45,20 @@ T = TypeVar("T")
 class EngineThread:
     """The thread in which an engine lives, so that one that stalls stalls nobody else."""
 
-    def __init__(self, time_out: float) -> None:
-        self._time_out = time_out
+    def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         # A daemon, which does not keep the process from ending.
         threading.Thread(target=self._work, name="rollout engine", daemon=True).start()
 
-    def do(self, job: Callable[[], T], what: str) -> T:
+    def do(self, job: Callable[[], T], what: str, *, time_out: float) -> T:
         """The job's result; raises RolloutError if there is none in time, or it fails."""
         result: Future[T] = Future()
         self._jobs.put((job, result))
         try:
-            return result.result(self._time_out)
+            return result.result(time_out)
         except TimeoutError:
             raise RolloutError(
-                f"the vLLM engine has not {what} in {self._time_out:g} s and is given up. The "
+                f"the vLLM engine has not {what} in {time_out:g} s and is given up. The "
                 "newest checkpoint is intact; raise rollout.time_out if the work takes that long"
             ) from None
         except (RuntimeError, AssertionError) as error:
@@ -110,16 +110,26 @@ class VLLMRollout:
             **({} if adapter is None else lora_arguments(adapter)),
             **options,
         }
-        self._thread = EngineThread(time_out)
-        self._engine = self._thread.do(lambda: start(arguments), "started")
+        self.time_out = time_out
+        self._thread = EngineThread()
+        self._engine = self._do(lambda: start(arguments), "started")
 
     def refresh(self) -> None:
         """Hand the policy over, and forget what was cached of the one before."""
         self._version += 1
         if self.adapter is None:
-            self._thread.do(self._send_weights, "taken the weights")
+            self._do(self._send_weights, "taken the weights")
         else:
-            self._lora = self._thread.do(self._swap_adapter, "taken the adapter")
+            self._lora = self._do(self._swap_adapter, "taken the adapter")
+
+    def run(self, job: Callable[[Any], T]) -> T:
+        """Do something with the engine itself, a `vllm.LLM`, in its own thread."""
+        return self._do(lambda: job(self._engine), "done it")
+
+    def close(self) -> None:
+        """Give back the engine's memory."""
+        self.run(lambda engine: engine.llm_engine.engine_core.shutdown())
+        self._scratch.cleanup()
 
     def sample(
         self,
@@ -150,7 +160,7 @@ class VLLMRollout:
             for number in range(len(encoded))
             for member in range(group)
         ]
-        outputs = self._thread.do(
+        outputs = self._do(
             lambda: self._engine.generate(
                 [{"prompt_token_ids": ids} for ids in asked],
                 how,
@@ -160,6 +170,9 @@ class VLLMRollout:
             f"sampled {len(asked)} responses",
         )
         return self._rollouts(asked, [output.outputs[0] for output in outputs])
+
+    def _do(self, job: Callable[[], T], what: str) -> T:
+        return self._thread.do(job, what, time_out=self.time_out)
 
     def _rollouts(self, asked: list[list[int]], outputs: list[Any]) -> Rollouts:
         device = self.policy.device
@@ -190,6 +203,8 @@ class VLLMRollout:
     def _send_weights(self) -> None:
         weights = [(name, p.detach()) for name, p in self.policy.named_parameters()]
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self.policy.config.tie_word_embeddings:
+            self._engine.apply_model(renew_head)
         self._engine.reset_prefix_cache()
 
     def _swap_adapter(self) -> Any:
@@ -209,9 +224,16 @@ class VLLMRollout:
 def start(arguments: dict[str, Any]) -> Any:
     """A `vllm.LLM` whose engine is in this process, where weights can be handed over."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # At each reload it would warn of the modules that have nothing to load.
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     from vllm import LLM
 
     return LLM(**arguments)
+
+
+def renew_head(model: Any) -> None:
+    """A head tied to the embedding is not reloaded, and on a CPU it is a packed copy."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def lora_arguments(adapter: AttachedAdapter) -> dict[str, Any]:

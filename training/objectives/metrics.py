@@ -24,7 +24,8 @@ def batch_metrics(inputs: LossInputs, surrogate: Surrogate) -> dict[str, Tensor]
     zero_variance     share of prompts whose rewards are all equal.
     kl_ref            KL(π_θ‖π_ref), k3, where a reference is given.
     entropy           of the policy, where it is given.
-    rollout_kl, rollout_gap_max  KL(π_rollout‖π_old), k3, and the largest |log p| difference
+    rollout_kl, rollout_ratio_max, rollout_gap_mean, rollout_gap_max  KL(π_rollout‖π_old), k3,
+                      the largest π_old/π_rollout, and the mean and the largest |log p| difference
                       between trainer and rollout engine, where its log-probs are given.
     list_entropy, list_kl, coefficient_abs  per prompt, for listwise objectives: H(P), KL(w*‖P)
                       and Σ|c|.
@@ -51,6 +52,8 @@ def batch_metrics(inputs: LossInputs, surrogate: Surrogate) -> dict[str, Tensor]
         if inputs.rollout_logp_BT is not None:
             gap_BT = inputs.old_logp_BT - inputs.rollout_logp_BT
             metrics["rollout_kl"] = per_token(k3(-gap_BT), inputs)
+            metrics["rollout_ratio_max"] = _largest(gap_BT.exp(), inputs)
+            metrics["rollout_gap_mean"] = per_token(gap_BT.abs(), inputs)
             metrics["rollout_gap_max"] = _largest(gap_BT.abs(), inputs)
         if inputs.list_logp_B is not None:
             metrics |= _list_metrics(inputs)
