@@ -3,10 +3,10 @@
     python benchmarks/monitor.py [--rounds 15]
 
 The bundled base on the tiny task, as its recipe trains it but at learning rate 0, so that all
-steps are alike. Two figures each: the median of the paired differences between steps with and
-without, which is what a run pays but is as noisy as steps are; and the share of a step that is
-spent inside the monitor's and the ranks' own code, which is not. Writes
-benchmarks/results/monitor.md.
+steps are alike. Two figures each, in CPU time of one thread: the median of the paired differences
+between steps with and without, which is what a run pays but is as noisy as steps are; and the
+share of a step that is spent inside the monitor's and the ranks' own code, which is not.
+Writes benchmarks/results/monitor.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds of each step of one mode, and those spent in what the mode adds."""
+    """CPU seconds of each step of one mode, and those spent in what the mode adds."""
 
     steps: list[float] = field(default_factory=list)
     inside: list[float] = field(default_factory=list)
@@ -51,9 +51,9 @@ class Clock:
 
         @wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             result = function(*arguments, **options)
-            self.inside[-1] += time.perf_counter() - start
+            self.inside[-1] += time.process_time() - start
             return result
 
         return call
@@ -72,9 +72,9 @@ def main() -> None:
             clock = clocks[name]
             clock.inside.append(0.0)
             vars(step_module)["ranked_rewards"] = clock.timed(ranked)
-            start = time.perf_counter()
+            start = time.process_time()
             trainer.step(number + 1)
-            clock.steps.append(time.perf_counter() - start)
+            clock.steps.append(time.process_time() - start)
             if number == 0:
                 add_timers(trainer, clock)
     text = report(clocks, args.rounds)
@@ -105,9 +105,9 @@ def report(clocks: dict[str, Clock], rounds: int) -> str:
         "# Cost of the stage monitor and of ranks per step",
         "",
         f"`benchmarks/monitor.py --rounds {rounds}`: tiny task, 48 prompts × 12 responses, "
-        f"fp32, one thread, CPU {platform.machine()}, torch {torch.__version__}.",
+        f"fp32, CPU seconds of one thread, {platform.machine()}, torch {torch.__version__}.",
         "",
-        "| | seconds per step | difference to off, paired | own code, share of a step |",
+        "| | CPU seconds per step | difference to off, paired | own code, share of a step |",
         "|---|---|---|---|",
     ]
     for name, clock in clocks.items():
