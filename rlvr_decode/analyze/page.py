@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from rlvr_decode.analyze import geometry
 from rlvr_decode.analyze.run import Analysis
 from rlvr_decode.analyze.top_tokens import Place
 from rlvr_decode.charts import Chart, svg
@@ -186,8 +187,11 @@ def _places(places: Sequence[Place]) -> str:
 def _geometry(analysis: Analysis) -> str:
     if analysis.geometry is None:
         return ""
-    rows = [[escape(str(key)), escape(_short(value))] for key, value in analysis.geometry.items()]
-    return "<h2>Geometry of the update</h2>\n" + _table(["", ""], rows)
+    cells = [[escape(cell) for cell in row] for row in geometry.rows(analysis.geometry)]
+    return (
+        "<h2>Geometry of the update</h2>\n<p>Medians over the matrices of each kind; every matrix "
+        "is in <code>geometry.json</code>.</p>\n" + _table(list(map(escape, geometry.HEADS)), cells)
+    )
 
 
 def _charts(charts: Sequence[Chart]) -> str:
@@ -206,7 +210,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _visible(text: str) -> str:
     """Text with its line ends and tabs to be seen."""
     return escape(text.replace("\n", "⏎").replace("\t", "⇥"))
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlvr_decode.analyze import differences, replacement, top_tokens
+from rlvr_decode.analyze.geometry import Summary as Geometry
+from rlvr_decode.analyze.geometry import geometry_report
 from rlvr_decode.analyze.tokens import Tokens, read_tokens
 from rlvr_decode.charts import Chart
 from rlvr_decode.evaluate.arms import Arm
@@ -47,7 +49,7 @@ class Analysis:
     lowered: list[top_tokens.Place]
     kinds: list[top_tokens.Kind]
     shown: list[tuple[str, list[tuple[str, float]]]]
-    geometry: Mapping[str, Any] | None
+    geometry: Geometry | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +95,7 @@ def analyze(args: argparse.Namespace, pair: Pair, asked: Asked) -> Analysis:
             for number in range(min(args.shown, len(questions)))
             for author, each in written.items()
         ],
-        geometry=_geometry(args, pair),
+        geometry=geometry_report(pair, Path(args.out)) if args.geometry else None,
     )
 
 
@@ -159,7 +161,3 @@ def _author_arm(author: str, args: argparse.Namespace) -> Arm:
 
 def _top(written: Written, count: int, *, raised: bool) -> list[top_tokens.Place]:
     return top_tokens.top_places(written.tokens, written.words, count=count, raised=raised)
-
-
-def _geometry(args: argparse.Namespace, pair: Pair) -> Mapping[str, Any] | None:
-    return None

@@ -16,7 +16,17 @@ SHARES = ["0.02", "0.1"]
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory):
     out = tmp_path_factory.mktemp("analysis")
-    flags = ["--task", "add3", "--prompts", "60", "--max-tokens", "40", "-o", str(out)]
+    flags = [
+        "--task",
+        "add3",
+        "--geometry",
+        "--prompts",
+        "60",
+        "--max-tokens",
+        "40",
+        "-o",
+        str(out),
+    ]
     criteria = ["--criterion", "delta", "random", "--share", *SHARES, "--top", "5"]
     assert main(["analyze", "tiny", *flags, *criteria]) == 0
     return out
@@ -60,6 +70,13 @@ def test_top_tokens_are_ordered_and_have_their_context(found):
         ratio = place["rlvr_probability"] / place["base_probability"]
         assert np.log(ratio) == pytest.approx(place["delta"], abs=1e-4)
         assert 0 < len(place["before"]) <= 24  # characters are this pair's tokens
+
+
+def test_the_geometry_is_in_the_findings_and_on_the_page(analysed, found):
+    norm = found["geometry"]["all"]["relative_norm"]
+    assert 1e-3 < norm < 1e-2
+    text = (analysed / "analysis.html").read_text()
+    assert "Geometry of the update" in text and f"{norm:.2e}" in text
 
 
 class Page(html.parser.HTMLParser):
