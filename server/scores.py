@@ -102,7 +102,9 @@ async def _values(client: AsyncLLM, token_ids: list[int], scoring: Scoring) -> d
     await client.collective_rpc("open_side_channel", args=(scoring.key,))
     try:
         prompt = TokensPrompt(prompt_token_ids=token_ids)
-        async for _ in client.generate(prompt, scoring.sampling_params(), f"delta-{scoring.key}"):
+        params, name = scoring.sampling_params(), f"delta-{scoring.key}"
+        # Of several replicas, the calls around this reach the first.
+        async for _ in client.generate(prompt, params, name, data_parallel_rank=0):
             pass
     finally:
         # Also when the client has left, lest the values stay.

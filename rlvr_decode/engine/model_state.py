@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.states import RequestState
 
+    from rlvr_decode.engine.pair_model import PairModel
+
 
 class PairedModelState(DefaultModelState):
     """Arms the pair's `Step` with the strengths of the rows, one row per draft token too."""
@@ -25,7 +27,7 @@ class PairedModelState(DefaultModelState):
         super().__init__(*args, **kwargs)
         self._step = step_of(self.vllm_config)
         self._table = SettingsTable(self.max_num_reqs, self.device, channel_of(self.vllm_config))
-        self._prompt_rows = self.model.prompt_rows
+        self._prompt_rows = cast("PairModel", self.model).prompt_rows
         self._serving = False
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:

@@ -2,7 +2,8 @@
 
 import { getDelta, stream } from "./api.js";
 import { needsThreshold, request } from "./state.js";
-import { plain, signed, tokenElements } from "./tokens.js";
+import { short } from "./strengths.js";
+import { signed, tokenElements } from "./tokens.js";
 
 const ALTERNATIVES = 5;
 
@@ -23,7 +24,7 @@ export class Column {
   }
 
   name(strength, meaning) {
-    this.title.textContent = plain(strength, 2).replace(/\.?0+$/, "");
+    this.title.textContent = short(strength);
     this.meaning.textContent = meaning;
     this.element.setAttribute("aria-label", `Strength ${this.title.textContent}, ${meaning}`);
   }

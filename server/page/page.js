@@ -5,6 +5,7 @@ import { Column } from "./column.js";
 import * as inspector from "./inspector.js";
 import { asCurl, asPython } from "./snippets.js";
 import { decode, encode, initial, needsThreshold } from "./state.js";
+import { chips, meaning, short, ticks } from "./strengths.js";
 import { legend, plain } from "./tokens.js";
 
 const MOST_COLUMNS = 6;
@@ -137,53 +138,10 @@ function fillStrengths() {
   slider.setAttribute("aria-valuetext", `${strength}, ${meaning(strength)}`);
   $("strength-value").textContent = short(strength);
   $("strength-meaning").textContent = meaning(strength);
-  fillTicks(Number(slider.max));
-  $("chips").replaceChildren(...view.strengths.map(chip));
+  $("ticks").replaceChildren(...ticks(view, pair.limits.strength[0], Number(slider.max)));
+  $("chips").replaceChildren(...chips(view, select, removeColumn));
   $("add").hidden = view.strengths.length >= MOST_COLUMNS;
   fillColumns();
-}
-
-function fillTicks(max) {
-  const low = pair.limits.strength[0];
-  const at = (strength) => (strength - low) / (max - low);
-  const step = max > 5 ? 2 : 1;
-  const whole = Array.from({ length: Math.floor((max - low) / step) + 1 }, (_, i) => low + i * step);
-  const names = { [-1]: "base", 0: "rlvr" };
-  const ticks = whole.map((strength) => {
-    const tick = document.createElement("i");
-    tick.textContent = names[strength] ?? short(strength);
-    tick.style.setProperty("--at", at(strength));
-    return tick;
-  });
-  const unselected = view.strengths.filter((_, index) => index !== view.selected);
-  const others = unselected.map((strength) => {
-    const mark = document.createElement("i");
-    mark.className = "column";
-    mark.style.setProperty("--at", at(strength));
-    return mark;
-  });
-  $("ticks").replaceChildren(...ticks, ...others);
-}
-
-function chip(strength, index) {
-  const item = document.createElement("li");
-  item.classList.toggle("selected", index === view.selected);
-  const choose = document.createElement("button");
-  choose.type = "button";
-  choose.textContent = names(strength);
-  choose.setAttribute("aria-pressed", index === view.selected);
-  choose.addEventListener("click", () => select(index));
-  item.append(choose);
-  if (view.strengths.length > 1) {
-    const remove = document.createElement("button");
-    remove.type = "button";
-    remove.className = "remove";
-    remove.textContent = "×";
-    remove.setAttribute("aria-label", `Remove the column at ${names(strength)}`);
-    remove.addEventListener("click", () => removeColumn(index));
-    item.append(remove);
-  }
-  return item;
 }
 
 function fillColumns() {
@@ -194,20 +152,6 @@ function fillColumns() {
     column.element.classList.toggle("selected", index === view.selected);
   });
   if (asked) $("answers").replaceChildren(...columns.map((column) => column.element));
-}
-
-function short(strength) {
-  return plain(strength, 2).replace(/\.?0+$/, "");
-}
-
-function names(strength) {
-  return { [-1]: "base", 0: "rlvr" }[strength] ?? short(strength);
-}
-
-function meaning(strength) {
-  if (strength === -1) return "base";
-  if (strength === 0) return "rlvr";
-  return strength < 0 ? "between base and rlvr" : "beyond rlvr";
 }
 
 // What somebody does → the view.
