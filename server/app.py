@@ -136,7 +136,8 @@ async def _greet(app: FastAPI, address: str, served: Served) -> None:
         await asyncio.sleep(0.05)
     body = {"model": served.names[0], "prompt": "517+486=?\n", "extrapolation": 0.5}
     request = f"-H 'content-type: application/json' -d '{json.dumps(body)}'"
-    print(f"\nserving on {address}; try\n\n  curl {address}/v1/completions {request}\n", flush=True)
+    told = f"serving on {address}; open it in a browser, or try"
+    print(f"\n{told}\n\n  curl {address}/v1/completions {request}\n", flush=True)
 
 
 def _uvicorn_settings(args: argparse.Namespace) -> dict[str, Any]:
