@@ -27,7 +27,7 @@ import transformers
 
 from rlvr_decode.pair import Pair
 from rlvr_decode.training.addition import Addition
-from rlvr_decode.training.config import Checkpoint, Evaluation, Objective, Rollout, Train, load
+from rlvr_decode.training.config import Checkpoint, Evaluation, Objective, Train, load
 from rlvr_decode.training.model import open_model
 from rlvr_decode.training.rollout import TransformersRollout
 from rlvr_decode.training.trainer import train_recipe
@@ -101,18 +101,16 @@ def run(preset: str, seed: int) -> dict[str, Any]:
 
 
 def settings(preset: str, seed: int, out: str) -> Train:
-    """The tiny recipe's RL with another objective, and two optimiser steps per batch."""
-    recipe = load("tiny")
+    """The recipe `tiny-grpo` from the bundled base, with another objective."""
+    recipe = load("tiny-grpo")
     return replace(
         recipe,
         name=f"{preset}-{seed}",
         out=out,
         seed=seed,
-        pretrain=None,
         base=str(Pair.open("tiny").base.fetch()),
-        rollout=Rollout(prompts=32, group=8, max_new_tokens=TOKENS),
         objective=Objective(name=preset, options=PRESETS[preset]),
-        optim=replace(recipe.optim, steps=STEPS, micro_batch=128, mini_batch=16),
+        optim=replace(recipe.optim, steps=STEPS),
         evaluation=Evaluation(),
         checkpoint=Checkpoint(every=STEPS),
         kl_to_base=False,
