@@ -100,3 +100,15 @@ def test_quantised_weights_are_refused(weights: dict[str, Tensor], tmp_path: Pat
     rlvr = write(tmp_path / "rlvr", coded)
     with pytest.raises(ValueError, match=f"{UP}.weight: torch.float8_e4m3fn; quantised"):
         list(weight_pairs(base, rlvr))
+
+
+@pytest.mark.parametrize("stored_by", ["base", "rlvr"])
+def test_a_tied_head_that_one_side_stores_is_left_out(
+    weights: dict[str, Tensor], tmp_path: Path, stored_by: str
+) -> None:
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    base, rlvr = (
+        write(tmp_path / role, weights | (head if role == stored_by else {}))
+        for role in ("base", "rlvr")
+    )
+    assert [pair.name for pair in weight_pairs(base, rlvr)] == sorted(weights)
