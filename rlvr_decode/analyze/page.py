@@ -19,12 +19,14 @@ body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
 main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 6px; }
 p { max-width: 78ch; margin: 6px 0 14px; color: var(--faint); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; }
 .card { border: 1px solid var(--rule); border-radius: 10px; padding: 12px 14px; }
 .card b { display: block; font-size: 22px; } .card span { color: var(--faint); font-size: 13px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr));
   gap: 18px; }
-.scroll { overflow-x: auto; }
+.wide { max-width: 820px; }
+.scroll { overflow-x: auto; margin-top: 12px; }
+details { margin: 10px 0; } summary { cursor: pointer; color: var(--faint); }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; }
@@ -37,14 +39,14 @@ footer { margin-top: 44px; color: var(--faint); font-size: 13px; }
 """
 )
 # Δ of a token that is tinted fully.
-_FULL_TINT = 3.0
+_FULL_TINT = 1.5
 
 
 def page(analysis: Analysis) -> str:
     """The whole file."""
     title = f"{escape(analysis.pair)} on {escape(analysis.task)}"
     sections = [
-        f"<h1>Where the two models of {title} differ</h1>",
+        f"<h1>{title}: where base and rlvr differ</h1>",
         f"<p>{escape(analysis.about)}</p>",
         _cards(analysis),
         _differences(analysis),
@@ -135,8 +137,10 @@ def _replacement(analysis: Analysis) -> str:
             "<p>Each token is drawn from base and, where the criterion says so, drawn again from "
             "rlvr. The fewer replacements it takes to reach rlvr's accuracy, the better the "
             "criterion finds what training changed. Intervals are 95 %, over prompts.</p>",
-            _charts([analysis.replacement_chart]),
+            f'<div class="wide">{svg.render(analysis.replacement_chart)}</div>',
+            "<details><summary>The numbers</summary>",
             _table(["criterion", "threshold", "replaced", "accuracy %"], rows),
+            "</details>",
         ]
     )
 

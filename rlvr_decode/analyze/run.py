@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def analyze(args: argparse.Namespace, pair: Pair, asked: Asked) -> Analysis:
         kinds=top_tokens.top_kinds(rlvr, written["rlvr"].words, count=args.top),
         shown=[
             (author, top_tokens.shown_response(each.tokens, each.words, number))
-            for number in range(min(args.shown, len(questions)))
+            for number in _to_show(written, args.shown)
             for author, each in written.items()
         ],
         geometry=geometry_report(pair, Path(args.out)) if args.geometry else None,
@@ -157,6 +157,13 @@ def _sweep(
 
 def _author_arm(author: str, args: argparse.Namespace) -> Arm:
     return Arm(extrapolation=AUTHORS[author], temperature=args.temperature)
+
+
+def _to_show(written: Mapping[str, Written], count: int) -> list[int]:
+    """The first prompts that the two models answered differently, then the others."""
+    answers = [each.words.responses for each in written.values()]
+    same = [base == rlvr for base, rlvr in zip(*answers, strict=True)]
+    return sorted(range(len(same)), key=lambda number: same[number])[:count]
 
 
 def _top(written: Written, count: int, *, raised: bool) -> list[top_tokens.Place]:

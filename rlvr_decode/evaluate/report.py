@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlvr_decode.charts import Chart, Series
-from rlvr_decode.evaluate.arms import PAIR, Arm
+from rlvr_decode.evaluate.arms import CONTROLS, PAIR, Arm
 from rlvr_decode.evaluate.statistics import Interval
 from rlvr_decode.evaluate.summary import Choice, Summary, gain
 
@@ -42,12 +42,17 @@ def markdown(evaluation: Evaluation) -> str:
     ]
     if evaluation.confirmed:
         sections.append(_confirmation(evaluation))
-    drawings = dict.fromkeys(arm.drawing for arm in evaluation.compared)
-    for drawing in drawings:
-        arms = [arm for arm in evaluation.compared if arm.drawing == drawing]
-        prompts = evaluation.compared[arms[0]].accuracy.prompts
-        heading = f"## Comparison, {drawing}, {prompts} prompts"
-        sections.append(f"{heading}\n\n{_table(arms, evaluation)}")
+    drawings: dict[str, list[Arm]] = {}
+    for arm in evaluation.compared:
+        drawings.setdefault(arm.drawing, []).append(arm)
+    prompts = next(iter(evaluation.compared.values())).accuracy.prompts
+    for drawing, arms in drawings.items():
+        if len(arms) > 1:
+            heading = f"## Comparison, {drawing}, {prompts} prompts"
+            sections.append(f"{heading}\n\n{_table(arms, evaluation)}")
+    if alone := [arms[0] for arms in drawings.values() if len(arms) == 1]:
+        heading = f"## Drawn otherwise, {prompts} prompts"
+        sections.append(f"{heading}\n\n{_table(alone, evaluation, drawn=True)}")
     return "\n\n".join(sections) + "\n"
 
 
@@ -76,10 +81,22 @@ def _confirmation(evaluation: Evaluation) -> str:
         f"## Confirmation on {prompts} fresh prompts\n\n"
         "The suggested setting against each other arm, paired.\n\n"
         + table(["arm", f"Avg@{evaluation.samples} %", "suggested − this arm, points"], rows)
+        + _control(evaluation)
     )
 
 
-def _table(arms: Sequence[Arm], evaluation: Evaluation) -> str:
+def _control(evaluation: Evaluation) -> str:
+    """What the control gains over the cut that it has in common with the suggested arm."""
+    found, plain = evaluation.confirmed, evaluation.choice.arm.masked_rlvr
+    return "".join(
+        f"\n\nControl: a push of the same size {arm.label.rpartition(', ')[2]} gains "
+        f"{_points(gain(summary, found[plain], evaluation.interval))} points over {plain.label}."
+        for arm, summary in found.items()
+        if arm.variant in CONTROLS
+    )
+
+
+def _table(arms: Sequence[Arm], evaluation: Evaluation, *, drawn: bool = False) -> str:
     found = evaluation.compared
     ks = sorted({k for arm in arms for k in found[arm].pass_at})
     traits = list(found[arms[0]].traits)
@@ -93,7 +110,7 @@ def _table(arms: Sequence[Arm], evaluation: Evaluation) -> str:
             over = _points(gain(summary, found[arm.rlvr], evaluation.interval))
         rows.append(
             [
-                arm.label,
+                f"{arm.label}, {arm.drawing}" if drawn else arm.label,
                 _percent(summary.accuracy),
                 over,
                 *(f"{100 * summary.pass_at[k]:.1f}" if k in summary.pass_at else "–" for k in ks),
