@@ -180,6 +180,7 @@ def _said_by_name(request: Object, model: str) -> Iterator[Statement]:
     suffix = said.removeprefix(model + "@")
     if suffix in NAMED_STRENGTHS:
         yield Statement("strength", NAMED_STRENGTHS[suffix], "model")
+        yield Statement("gate", "none", "model")  # whatever the defaults gate
     elif _NUMBER.fullmatch(suffix):
         yield Statement("strength", float(suffix), "model")
     else:

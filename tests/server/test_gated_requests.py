@@ -140,6 +140,18 @@ def test_a_default_gate_applies_and_can_be_left():
     assert body["vllm_xargs"] == Extrapolation(strength=0.1).to_extra_args()
 
 
+def test_the_names_of_the_models_have_no_gate():
+    gated = Extrapolation(strength=0.1, gate="kl", threshold=0.5, primary="base")
+    served = Served(names=("tiny",), defaults=gated)
+    for suffix, strength in (("rlvr", 0), ("base", -1)):
+        body, _ = arrived(ask({"model": f"tiny@{suffix}"}, served=served))
+        assert body["vllm_xargs"] == Extrapolation(strength=strength).to_extra_args()
+    response = ask({"model": "tiny@0"}, served=served)
+    assert "gate=kl" in response.headers["x-extrapolation"]
+    response = ask({"model": "tiny@rlvr", "extrapolation": GATE}, app=never)
+    assert response.json()["error"]["param"] == "extrapolation.gate"
+
+
 def test_the_header_names_the_rule():
     response = ask({"extrapolation": GATE})
     expected = "strength=1; plausibility=0.05; gate=delta; threshold=-0.3; primary=base"
