@@ -98,6 +98,6 @@ class Policies:
                 if self.processes.is_first:
                     write_adapter(self.adapter, directory, base=self.config.base)
             return
-        state = full_tensors(self.policy.state_dict(), keep=self.processes.is_first)
+        state = full_tensors(self.policy.state_dict(keep_vars=True), keep=self.processes.is_first)
         if self.processes.is_first:
             save_model(self.policy, self.tokenizer, directory, state)

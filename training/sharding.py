@@ -67,12 +67,18 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Tensors whole, one after the other; where they are not kept, nothing is."""
-    kept = {}
+    """Tensors whole, one after the other; where they are not kept, nothing is.
+
+    A tensor under two names, such as a tied head, stays one.
+    """
+    kept: dict[str, Tensor] = {}
+    names: dict[int, str] = {}
     for name, tensor in tensors.items():
-        whole = full(tensor.detach())
+        first = names.setdefault(id(tensor), name)
+        if first == name:
+            whole = full(tensor.detach())
         if keep:
-            kept[name] = whole
+            kept[name] = whole if first == name else kept[first]
     return kept
 
 

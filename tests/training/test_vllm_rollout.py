@@ -33,27 +33,25 @@ class Vowels:
 @pytest.fixture(scope="module", params=["adapter", "weights"])
 def trainer(request, tmp_path_factory):
     """A trainer whose engine has been started; the runs of this module go on from each other."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        place = tmp_path_factory.mktemp(request.param)
-        base, _ = make_checkpoints(place)
-        geora = Adapter(kind="geora", options={"rank": 4, "alpha": 8.0})
-        config = Train(
-            name="vllm",
-            base=str(base),
-            task=Task(name="vowels"),
-            out=str(place),
-            adapter=geora if request.param == "adapter" else None,
-            objective=Objective(options={"correction": "token_truncate"}),
-            rollout=Rollout(
-                prompts=3, group=4, max_new_tokens=12, temperature=0.8, engine="vllm", vllm=SMALL
-            ),
-            optim=Optim(lr=0.0, warmup=0),
-            log=Log(curves=False),
-        )
-        trainer = Trainer(config, Vowels(), make_objective(config), base)
-        yield trainer
-        trainer.engine.close()
+    place = tmp_path_factory.mktemp(request.param)
+    base, _ = make_checkpoints(place)
+    geora = Adapter(kind="geora", options={"rank": 4, "alpha": 8.0})
+    config = Train(
+        name="vllm",
+        base=str(base),
+        task=Task(name="vowels"),
+        out=str(place),
+        adapter=geora if request.param == "adapter" else None,
+        objective=Objective(options={"correction": "token_truncate"}),
+        rollout=Rollout(
+            prompts=3, group=4, max_new_tokens=12, temperature=0.8, engine="vllm", vllm=SMALL
+        ),
+        optim=Optim(lr=0.0, warmup=0),
+        log=Log(curves=False),
+    )
+    trainer = Trainer(config, Vowels(), make_objective(config), base)
+    yield trainer
+    trainer.engine.close()
 
 
 def test_with_a_rate_of_zero_nothing_moves(trainer):
