@@ -29,10 +29,11 @@ function place(element) {
   const line = element.getClientRects()[0] ?? element.getBoundingClientRect();
   const room = document.documentElement.clientWidth - panel.offsetWidth - 12;
   const below = line.bottom + 8;
-  const fits = below + panel.offsetHeight < document.documentElement.clientHeight;
+  const fits = below + panel.offsetHeight + 16 < document.documentElement.clientHeight;
   const top = fits ? below : line.top - panel.offsetHeight - 8;
   panel.style.left = `${Math.max(12, Math.min(line.left, room)) + scrollX}px`;
   panel.style.top = `${Math.max(8, top) + scrollY}px`;
+  panel.classList.toggle("above", !fits); // where the panel is a sheet at the edge of a phone
 }
 
 function heading(token) {

@@ -240,6 +240,24 @@ def test_what_the_server_refuses_is_said_in_place(visit):
         expect(note).to_have_class("error")
 
 
+def test_a_key_is_asked_for_where_the_server_wants_one(visit):
+    def guard(route):
+        if route.request.headers.get("authorization") == "Bearer secret":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": "Unauthorized"})
+
+    page = visit(quiet=False)
+    page.route("**/v1/*", guard)
+    page.reload()
+    expect(page.locator("#message")).to_have_text("401: Unauthorized")
+    page.get_by_label("API key").fill("secret")
+    page.keyboard.press("Tab")
+    expect(page.locator("#message")).to_have_text("")
+    assert len(ask(page)) == 3
+    assert "secret" not in page.url
+
+
 def test_stop_ends_what_is_coming(visit):
     page = visit()
     page.route("**/v1/completions", lambda route: None)  # an answer that never comes
@@ -254,13 +272,21 @@ def test_stop_ends_what_is_coming(visit):
     expect(stop).to_be_disabled()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844), (320, 640)])
-def test_the_page_fits_every_width_and_can_be_read(visit, scheme, width, height, tmp_path):
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"),
+    [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (320, 640, "dark")],
+)
+def test_the_page_fits_every_width_and_can_be_read(visit, width, height, scheme):
     page = visit(viewport={"width": width, "height": height}, color_scheme=scheme)
     ask(page)
     page.locator(".answer").nth(1).locator(".token").nth(2).hover()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    covered = """() => {
+      const [token, panel] = [document.querySelector(".token:hover"), inspector]
+        .map((element) => element.getBoundingClientRect());
+      return token.top < panel.bottom && panel.top < token.bottom;
+    }"""
+    assert not page.evaluate(covered), "what is shown of a token hides it"
     ink, paper = (
         page.evaluate(f"() => getComputedStyle(document.body).{property}")
         for property in ("color", "backgroundColor")
