@@ -17,12 +17,17 @@ _PANELS = {
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write a PNG of a run's metrics, one panel for each kind that there are numbers of."""
+    """Write a PNG of a run's metrics, one panel for each kind that there are numbers of.
+
+    A run that only pretrains has none, and no picture.
+    """
+    panels = chosen(lines)
+    if not panels:
+        return
     # Imported late, because it takes a second, and drawn without a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = chosen(lines)
     figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (title, names) in enumerate(panels.items(), start=1):

@@ -9,6 +9,9 @@ from rlvr_decode.training.config import Architecture
 from rlvr_decode.training.data import make_task
 from rlvr_decode.training.model import new_tokenizer
 from rlvr_decode.training.pretrain import corpus_texts
+from rlvr_decode.training.recipe import read_recipe
+from rlvr_decode.training.soe.config import SOE
+from rlvr_decode.training.soe.text import truncation_points
 from rlvr_decode.training.swaps import Swaps, _read, solution
 from rlvr_decode.training.task import Prompt
 
@@ -96,3 +99,11 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
         new_tokenizer(Architecture(tokenizer="byte_pairs", vocabulary=200), ["a"])
     with pytest.raises(ValueError, match="tokenizer='words': must be characters or byte_pairs"):
         new_tokenizer(Architecture(tokenizer="words"))
+
+
+def test_the_recipe_of_soe_reopens_sentences():
+    recipe = read_recipe(SOE, "soe", "swaps")
+    chain = careful(PROMPT)
+    starts = truncation_points(chain, recipe.search.cuts, recipe.search.step)
+    assert [chain[start:].split()[0] for start in starts] == ["Bob", "Ann", "Ann", "Ann"]
+    assert recipe.task.name == "swaps" and recipe.teacher != recipe.student
