@@ -123,7 +123,7 @@ def unused_port():
         (["--data", "absent.jsonl"], "path='absent.jsonl': no such file"),
         (["--data", "EMPTY"], "has no prompts"),
         (["--data", "notes.txt"], "must end in one of .jsonl, .csv, .parquet"),
-        (["--task", "add3", "--threshold", "-0.3"], "--threshold -0.3: needs a --gate, one of delta"),
+        (["--task", "add3", "--threshold", "-0.3"], "--threshold -0.3: needs a --gate, one of"),
         (["--task", "add3", "--gate", "delta"], "--gate delta: needs --threshold, such as -0.3"),
         (["--task", "add3", "--gate", "jsd", "--threshold", "3"], "threshold=3.0: must be from 0"),
         (["--task", "add3", "--primary", "base"], "--primary base: needs a --gate"),
