@@ -29,7 +29,7 @@ Summary = dict[str, dict[str, float | None]]
 COLUMNS: dict[str, tuple[str, str]] = {
     "relative_norm": ("‖ΔW‖ / ‖W‖", ".2e"),
     "effective_rank": ("effective rank of ΔW", ".1f"),
-    "sparsity": ("entries left", ".1%"),
+    "sparsity": ("entries unchanged", ".1%"),
     "spectral_shift": ("spectral shift", ".1e"),
     "left_angle": ("angle out, °", ".2f"),
     "right_angle": ("angle in, °", ".2f"),
