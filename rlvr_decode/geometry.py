@@ -151,7 +151,8 @@ def effective_rank(delta_MN: Tensor) -> float | None:
     if not delta_MN.any():
         return None
     _, values = gram_svd(delta_MN, 1)
-    return torch.special.entr(values / values.sum()).sum().exp().item()
+    rank: float = torch.special.entr(values / values.sum()).sum().exp().item()
+    return rank
 
 
 def head_alignment(delta_MN: Tensor, V_NK: Tensor) -> float | None:
