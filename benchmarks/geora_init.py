@@ -1,6 +1,6 @@
 """Starting GeoRA on a model of 1.5 B parameters: seconds, and how good the sketched start is.
 
-    python benchmarks/geora_init.py [--layers 28 --threads 2]
+    python benchmarks/geora_init.py [--layers 28 --threads 2 --out geora_init.jsonl]
 
 Every linear matrix of Qwen2.5-1.5B's shape, with synthetic heavy-tailed weights in bfloat16, gets
 its masks and factors as `attach` makes them; making up the weights is not timed. Beside the wall
@@ -17,6 +17,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="append the result to this JSONL file")
+    parser.add_argument(
+        "--out", type=Path, help="append to this JSONL file; a table goes beside it"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -67,6 +70,7 @@ def main() -> None:
         "seconds": round(sum(seconds.values()), 1),
         "processor_seconds": round(processor, 1),
         "seconds_by_matrix": {name: round(spent, 1) for name, spent in seconds.items()},
+        "energy_by_matrix": {name: round(share, 4) for name, share in energy.items()},
         "least_energy": round(min(energy.values()), 4),
         "load": [round(load, 1), round(os.getloadavg()[0], 1)],
         "torch": torch.__version__,
@@ -76,6 +80,26 @@ def main() -> None:
     if args.out:
         with args.out.open("a") as file:
             file.write(json.dumps(result) + "\n")
+        args.out.with_suffix(".md").write_text(report(result), encoding="utf-8")
+
+
+def report(result: dict[str, Any]) -> str:
+    """The table of one run, as Markdown."""
+    rows = [
+        f"| {name} | {rows} × {columns} | {result['seconds_by_matrix'][name]:.1f} | "
+        f"{result['energy_by_matrix'][name]:.4f} |"
+        for name, (rows, columns) in SHAPES.items()
+    ]
+    return (
+        "# Starting GeoRA on a model of 1.5 B parameters\n\n"
+        f"Masks and factors of rank {CONFIG.rank} for every linear matrix of {result['layers']} "
+        f"layers: **{result['seconds']:.0f} s** on {result['threads']} CPU threads "
+        f"({result['processor_seconds']:.0f} s of processor time), at least "
+        f"**{result['least_energy']:.4f}** of the energy that this rank can hold. "
+        f"Synthetic weights, torch {result['torch']}.\n\n"
+        "| matrix | shape | seconds, all layers | energy over the optimum |\n"
+        "| --- | --- | ---: | ---: |\n" + "\n".join(rows) + "\n"
+    )
 
 
 def synthetic(shape: tuple[int, int], *, seed: int) -> Tensor:
@@ -107,7 +131,7 @@ def captured(weight_MN: Tensor) -> float:
     masked_MN = (weight_MN * masks.union_MN).double()
     optimum, _ = gram_svd(masked_MN, CONFIG.rank)
     left_MR, _ = torch.linalg.qr(B_MR.double())
-    return ((left_MR.T @ masked_MN).square().sum() / optimum.S_R.square().sum()).item()
+    return float((left_MR.T @ masked_MN).square().sum() / optimum.S_R.square().sum())
 
 
 def timed(weight_MN: Tensor) -> tuple[float, float]:
