@@ -25,8 +25,12 @@ def extract(args: argparse.Namespace) -> None:
 
     check_new(Path(args.output))
     pair = Pair.open(args.pair)
-    asked = {"rank": args.rank, "energy": args.energy, "noise_floor": args.noise_floor}
-    criterion = Criterion(**asked) if any(asked.values()) else None
+    chosen = args.noise_floor or args.rank is not None or args.energy is not None
+    criterion = (
+        Criterion(rank=args.rank, energy=args.energy, noise_floor=args.noise_floor)
+        if chosen
+        else None
+    )
     probe = make_probe(
         pair,
         read_prompts(args.prompts, pair, chat=args.chat) if args.prompts else (),
@@ -109,7 +113,12 @@ def _add_extraction(parser: argparse.ArgumentParser) -> None:
     kept.add_argument(
         "--noise-floor", action="store_true", help="what stands out of rlvr's storage rounding"
     )
-    parser.add_argument("--max-rank", type=int, default=128, help="try no more (default 128)")
+    parser.add_argument(
+        "--max-rank",
+        type=int,
+        default=128,
+        help="where energy, the noise floor and the search give up (default 128)",
+    )
     parser.add_argument(
         "--min-correlation",
         type=float,

@@ -67,7 +67,7 @@ def extract(
     criterion        the rank of each matrix; unless given, the smallest power of two for all at
                      which Δ correlates well enough, or `max_rank` when none does.
     min_correlation  of Δ with rlvr's own, on the tokens of the probe.
-    max_rank         more is never tried.
+    max_rank         where energy, the noise floor and the search give up.
     max_rest         how far, as ‖Δ‖ / ‖W‖, a norm, a bias, the embeddings or the head may have
                      moved: an adapter leaves them as they are in base.
 

@@ -207,6 +207,9 @@ def test_the_verb_prints_the_table_and_refuses(known, tmp_path, capsys):
         main([*argv, "--rank", "1", "--min-correlation", "0.999"])
     told = capsys.readouterr()
     assert "| 1 |" in told.out and "not written: the delta's correlation" in told.err
+    with pytest.raises(SystemExit):
+        main([*argv, "--rank", "0"])
+    assert "rank=0: must be at least 1" in capsys.readouterr().err
     assert main([*argv, "--rank", "16", "--name", "mine"]) == 0
     told = capsys.readouterr().out
     pair = Pair.open(out)
