@@ -27,8 +27,9 @@ from rlvr_decode.pair import Pair
 from rlvr_decode.training import step as step_module
 from rlvr_decode.training.config import Objective, load
 from rlvr_decode.training.data import make_task
+from rlvr_decode.training.ranks import ranked_rewards
+from rlvr_decode.training.setup import make_objective
 from rlvr_decode.training.step import Trainer
-from rlvr_decode.training.trainer import make_objective
 
 RESULTS = Path(__file__).parent / "results"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -66,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     clocks = {name: Clock() for name in SETTINGS}
     trainers = {name: make_trainer(settings) for name, settings in SETTINGS.items()}
-    ranked = step_module.ranked_rewards
+    ranked = ranked_rewards
     for number in range(args.rounds + 1):
         for name, trainer in trainers.items():
             clock = clocks[name]

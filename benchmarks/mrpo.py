@@ -36,12 +36,12 @@ from rlvr_decode.training.model import open_model
 from rlvr_decode.training.ranks import RankReward, response_ranks
 from rlvr_decode.training.recipe import read_recipe
 from rlvr_decode.training.rollout import TransformersRollout
+from rlvr_decode.training.setup import make_objective
 from rlvr_decode.training.sft import SFT, read_traces, train_on_traces
 from rlvr_decode.training.soe.generator import Sample, TransformersGenerator
 from rlvr_decode.training.soe.run import collect, read_records, summary
 from rlvr_decode.training.step import Trainer
 from rlvr_decode.training.task import Prompt, judge
-from rlvr_decode.training.trainer import make_objective
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (1_000_000, 2_000_000)
