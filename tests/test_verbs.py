@@ -5,7 +5,7 @@ import pytest
 from rlvr_decode.__main__ import VERBS, main, usage
 
 
-@pytest.mark.parametrize("verb", ["train", "soe", "sft", "simulate"])
+@pytest.mark.parametrize("verb", ["train", "soe", "sft", "simulate", "evaluate", "analyze"])
 def test_a_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])

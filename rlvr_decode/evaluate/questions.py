@@ -48,6 +48,8 @@ def choose_questions(
         if count is not None and got < count:
             kept = "" if confirm == 0 else " in that half (half of them are kept to confirm on)"
             raise ValueError(f"{kind}={count}: the task has only {got} different ones{kept}")
-    if not found[False]:
-        raise ValueError("the task has no prompts: name another one, or another file")
+    if len(found[False]) < 2:
+        raise ValueError(
+            f"{len(found[False])} prompts: an interval over prompts needs at least 2; ask more"
+        )
     return list(found[False].values()), list(found[True].values())

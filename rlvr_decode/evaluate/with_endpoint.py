@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,9 @@ from rlvr_decode.evaluate.arms import Arm
 from rlvr_decode.evaluate.sampling import Question, Response
 
 TIME_OUT = 3600.0
+# What the server says of a gated request, over all of its samples.
+INTERVENTION = "x-extrapolation-intervention"
+_RATE = re.compile(r"rate=([0-9.e+-]+)")
 
 
 class EndpointSampler:
@@ -85,7 +89,9 @@ class EndpointSampler:
         request = self._request(arm) | {"n": samples, "seed": seed}
         if question.messages:
             turns: list[Any] = [{"role": r, "content": content} for r, content in question.messages]
-            chat = await client.chat.completions.create(messages=turns, logprobs=True, **request)
+            raw: Any = await client.chat.completions.with_raw_response.create(
+                messages=turns, logprobs=True, **request
+            )
             return [
                 _response(
                     choice.message.content or "",
@@ -93,20 +99,24 @@ class EndpointSampler:
                         token.logprob
                         for token in (choice.logprobs and choice.logprobs.content) or []
                     ],
-                    choice.finish_reason,
+                    choice,
                     arm,
+                    raw.headers,
                 )
-                for choice in chat.choices
+                for choice in raw.parse().choices
             ]
-        done = await client.completions.create(prompt=question.text, logprobs=0, **request)
+        raw = await client.completions.with_raw_response.create(
+            prompt=question.text, logprobs=0, **request
+        )
         return [
             _response(
                 choice.text,
                 (choice.logprobs and choice.logprobs.token_logprobs) or [],
-                choice.finish_reason,
+                choice,
                 arm,
+                raw.headers,
             )
-            for choice in done.choices
+            for choice in raw.parse().choices
         ]
 
     def _request(self, arm: Arm) -> dict[str, Any]:
@@ -130,7 +140,11 @@ class EndpointSampler:
 
 
 def _response(
-    text: str, logprobs: Sequence[float | None], finish_reason: str | None, arm: Arm
+    text: str,
+    logprobs: Sequence[float | None],
+    choice: Any,
+    arm: Arm,
+    headers: Mapping[str, str],
 ) -> Response:
     """A server's log-probs are taken before temperature and top-p, except under a gate."""
     known = [value for value in logprobs if value is not None]
@@ -138,11 +152,13 @@ def _response(
         raise ValueError("the server sent no log-probs, by which tokens are counted")
     as_drawn = arm.extrapolation.gated or (arm.temperature == arm.top_p == 1 and not arm.min_p)
     entropy = -statistics.fmean(known) if as_drawn else None
+    told = _RATE.search(headers.get(INTERVENTION, ""))
     return Response(
         text=text,
         length=len(known),
-        finished=finish_reason == "stop",
+        finished=choice.finish_reason == "stop",
         entropy=entropy if arm.temperature else 0.0,
+        rate=float(told[1]) if told else None,
     )
 
 

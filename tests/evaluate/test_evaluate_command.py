@@ -130,7 +130,7 @@ def unused_port():
         (["--task", "add3", "--strength", "99"], "strength=99.0: must be from -1 to 10"),
         (["--task", "add3", "--temperature", "-1"], "temperature=-1.0: must be from 0 to 2"),
         (["--task", "add3", "--samples", "0"], "--samples 0: at least 1"),
-        (["--task", "add3", "--prompts", "1", "--confirm", "0"], "interval needs at least 2"),
+        (["--task", "add3", "--prompts", "1", "--confirm", "0"], "over prompts needs at least 2"),
         (["--task", "add3", "--max-tokens", "999", "--prompts", "2"], "leaves room for"),
         (["--task", "add3", "--endpoint", "DEAD"], "nobody answers"),
         (["--task", "add3", "--endpoint", "DEAD", "--weights", "1"], "serves the pair alone"),

@@ -78,6 +78,9 @@ def test_evaluate_asks_the_endpoint_for_strengths_and_gates(server, tmp_path):
     assert set(means) == {(0.0, "none"), (-1.0, "none"), (3.0, "none"), (3.0, "delta")}
     assert means[-1.0, "none"] < means[0.0, "none"] < means[3.0, "none"]
     assert means[3.0, "delta"] > means[-1.0, "none"]
+    gated = [row for row in rows if row["arm"]["extrapolation"]["gate"] == "delta"]
+    assert all(0 <= rate <= 1 for row in gated for rate in row["rates"])
+    assert 0.005 < sum(row["rates"][0] for row in gated) / len(gated) < 0.2
     for row in rows:
         assert all(3 < length <= 40 for length in row["lengths"])
         # The server's log-probs are taken before min-p, so they tell no entropy there.
