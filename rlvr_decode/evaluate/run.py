@@ -45,17 +45,23 @@ class Asked:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How it is measured."""
     add = parser.add_argument_group("measurement").add_argument
-    add("--temperature", type=float, nargs="+", default=[1.0], help="0 is greedy (default: 1)")
-    add("--top-p", type=float, default=1.0)
+    numbers: dict[str, Any] = {"type": float, "nargs": "*", "metavar": "NUMBER"}
+    add("--temperature", **(numbers | {"nargs": "+"}), default=[1.0],
+        help="0 is greedy; settings are suggested for the first one (default: 1)")  # fmt: skip
+    add("--top-p", type=float, default=1.0, help="of every arm (default: 1)")
     add("--samples", type=int, default=2, help="responses a prompt, one if greedy (default: 2)")
     add("--max-tokens", type=int, default=128, help="of a response (default: 128)")
     add("--prompts", type=int, help=f"to compare on (default: {PROMPTS}, or half of a file)")
     add("--confirm", type=int, help=f"fresh ones (default: {CONFIRM}, or the rest; 0: none)")
-    add("--rival-temperature", type=float, nargs="*", default=list(RIVAL_TEMPERATURES))
-    add("--weights", type=float, nargs="*", help="strengths to extrapolate the weights by instead")
-    add("--control", choices=(*CONTROLS, "none"), help="a push in a meaningless direction")
+    add("--rival-temperature", **numbers, default=list(RIVAL_TEMPERATURES),
+        help="of rlvr alone (default: 0.7 0.3 0; without numbers: none)")  # fmt: skip
+    add("--weights", **numbers,
+        help="strengths by which the weights move instead (default: 0.5 1)")  # fmt: skip
+    add("--control", choices=(*CONTROLS, "none"),
+        help="a push as large in a direction that means nothing: the update's entries shuffled, or "
+        "Δ over the vocabulary (default: vocabulary; update with vLLM)")  # fmt: skip
     add("--interval", choices=sorted(INTERVALS), default="t", help="default: t")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="default: 0")
     add("--keep-texts", action="store_true", help="write the responses too")
 
 

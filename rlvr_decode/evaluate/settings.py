@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from itertools import product
+from typing import Any
 
 from rlvr_decode.pair import Pair, locate
 from rlvr_decode.params import GATES, PRIMARIES, THRESHOLD_RANGES, Extrapolation
@@ -24,10 +25,11 @@ _EXAMPLES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The settings of a request, each with any number of values."""
     add = parser.add_argument_group("settings, every combination of them").add_argument
-    add("--strength", type=float, nargs="+", help="-1 is base, 0 is rlvr; both are always asked")
-    add("--plausibility", type=float, nargs="+", help="default: the pair's")
-    add("--gate", nargs="+", choices=GATES, help="default: none")
-    add("--threshold", type=float, nargs="+", help="of the gates that compare with one")
+    numbers: dict[str, Any] = {"type": float, "nargs": "+", "metavar": "NUMBER"}
+    add("--strength", **numbers, help="-1 is base, 0 is rlvr; both are always asked")
+    add("--plausibility", **numbers, help="default: the pair's")
+    add("--gate", nargs="+", choices=GATES, metavar="GATE", help=f"of {', '.join(GATES)}")
+    add("--threshold", **numbers, help="of the gates that compare with one")
     add("--primary", choices=PRIMARIES, help="the model a gate draws from first (default: rlvr)")
     add("--suggest", action="store_true", help="search a grid where no strength or gate is named")
 
