@@ -6,8 +6,10 @@ import math
 import statistics
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlvr_decode.training.distributed import Processes
 from rlvr_decode.training.rollout import RolloutEngine
 from rlvr_decode.training.task import Task, fill_skipped, judge, render
 
@@ -34,19 +36,28 @@ def accuracy(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    processes: Processes | None = None,
 ) -> Accuracy:
-    """Sample held-out prompts and judge; the same seed asks the same prompts."""
+    """Sample held-out prompts and judge; the same seed asks the same prompts.
+
+    processes  that share the work, if there are several.
+    """
+    together = processes or Processes()
     asked = [task.prompt(index, seed=seed, split="held_out") for index in range(prompts)]
+    mine = together.share(asked)
     rollouts = engine.sample(
-        [render(prompt, tokenizer) for prompt in asked],
+        [render(prompt, tokenizer) for prompt in mine],
         group=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        first=together.bounds(prompts)[0],
     )
-    judged, _ = judge(task, [prompt for prompt in asked for _ in range(samples)], rollouts.texts)
-    rewards = fill_skipped(judged, samples)
-    groups = [rewards[at : at + samples] for at in range(0, len(rewards), samples)]
+    judged, _ = judge(task, [prompt for prompt in mine for _ in range(samples)], rollouts.texts)
+    filled = torch.tensor(
+        fill_skipped(judged, samples), dtype=torch.float64, device=together.device
+    )
+    groups: list[list[float]] = together.gathered(filled).view(prompts, samples).tolist()
     means = [statistics.fmean(group) for group in groups]
     return Accuracy(
         mean=statistics.fmean(means),

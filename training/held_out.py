@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlvr_decode.training.boundary import boundary_gap
 from rlvr_decode.training.config import Train
+from rlvr_decode.training.distributed import Processes
 from rlvr_decode.training.evaluate import accuracy
 from rlvr_decode.training.rollout import RolloutEngine
 from rlvr_decode.training.task import Task
@@ -27,7 +28,11 @@ class HeldOut:
         """How many samples of each prompt base got right."""
 
     def measure(
-        self, engine: RolloutEngine, task: Task, tokenizer: PreTrainedTokenizerBase
+        self,
+        engine: RolloutEngine,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        processes: Processes | None = None,
     ) -> dict[str, float]:
         """Metrics of the model behind the engine; none if the run evaluates never."""
         settings = self.config.evaluation
@@ -42,6 +47,7 @@ class HeldOut:
             max_new_tokens=self.config.rollout.max_new_tokens,
             temperature=self.config.rollout.temperature,
             seed=self.config.seed,
+            processes=processes,
         )
         metrics = {"held_out": found.mean, "held_out_se": found.standard_error}
         is_base = self.base is None

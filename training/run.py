@@ -18,9 +18,14 @@ import transformers
 import rlvr_decode
 from rlvr_decode.training.config import Train
 
+_FREE = ("log.", "checkpoint.")
+
 
 def claim(config: Train) -> Path:
-    """The directory of this run, made or found; one that another recipe made is refused."""
+    """The directory of this run, made or found; one that another recipe made is refused.
+
+    What a run tells and how often it is checkpointed may change when it is resumed.
+    """
     directory = Path(config.out) / config.name
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "config.json"
@@ -31,7 +36,8 @@ def claim(config: Train) -> Path:
         os.replace(scratch, file)
         return directory
     theirs, ours = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(mine)
-    if changed := sorted(k for k in theirs | ours if theirs.get(k) != ours.get(k)):
+    changed = sorted(k for k in theirs | ours if theirs.get(k) != ours.get(k))
+    if changed := [key for key in changed if not key.startswith(_FREE)]:
         key = changed[0]
         raise ValueError(
             f"{directory} holds a run with other settings: {key}={theirs.get(key)!r} there, "

@@ -7,6 +7,7 @@ from pathlib import Path
 from rlvr_decode.fetched import CHECKPOINTS
 from rlvr_decode.training.adapted import adapter_config
 from rlvr_decode.training.config import Train, build
+from rlvr_decode.training.distributed import Processes
 from rlvr_decode.training.engines import check_engine
 from rlvr_decode.training.interrupt import StopRequest
 from rlvr_decode.training.model import located
@@ -41,8 +42,13 @@ def make_objective(config: Train) -> Objective:
     return OBJECTIVES[config.objective.name](**config.objective.options)
 
 
-def check_sections(config: Train) -> None:
+def check_sections(config: Train, processes: Processes) -> None:
     """Read every optional section, so that a wrong one is told before minutes are spent."""
+    asked = {"rollout.prompts": config.rollout.prompts}
+    asked |= {"evaluation.prompts": config.evaluation.prompts} if config.evaluation.every else {}
+    for name, prompts in asked.items():
+        if prompts < processes.size:
+            raise ValueError(f"{name}={prompts}: fewer than the {processes.size} processes")
     for settings, values, name in (
         (RankReward, config.rank, "rank"),
         (StageSettings, config.stages, "stages"),

@@ -249,7 +249,7 @@ class Trainer:
         """Accuracy and reach on held-out prompts, the same at every evaluation of a run."""
         with self.policies.whole():
             self.hand_over()
-            return self.evaluation.measure(self.engine, self.task, self.tokenizer)
+            return self.evaluation.measure(self.engine, self.task, self.tokenizer, self.processes)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and optimiser."""

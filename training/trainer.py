@@ -83,7 +83,7 @@ def learn(config: Train, task: Task, directory: Path, group: Processes, stop: St
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     objective = make_objective(config)
-    check_sections(config)
+    check_sections(config, group)
     with group.first_before_others():
         base = find_base(config, task, directory, stop)
     trainer = Trainer(config, task, objective, base, group)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from rlvr_decode.training.distributed import Processes, processes
 from rlvr_decode.training.metrics import MetricsLog
+from rlvr_decode.training.setup import check_sections
 from rlvr_decode.training.trainer import run
 
 SCRIPT = Path(__file__).with_name("distributed_runs.py")
@@ -103,6 +104,12 @@ def test_shares_are_whole_groups_and_add_up():
     assert parts == [[0, 1], [2, 3, 4], [5, 6, 7]]
     assert [list(Processes(rank=r, size=3).share("ab")) for r in range(3)] == [[], ["a"], ["b"]]
     assert Processes().merged({"a": 1.5, "b_max": 2.0}) == {"a": 1.5, "b_max": 2.0}
+
+
+def test_fewer_prompts_than_processes_are_refused(micro_base):
+    config = runs(str(micro_base), "")["weights"]
+    with pytest.raises(ValueError, match=r"rollout\.prompts=5: fewer than the 6 processes"):
+        check_sections(config, Processes(rank=0, size=6))
 
 
 def test_what_only_a_recipe_can_switch_on_is_refused(monkeypatch):

@@ -16,7 +16,7 @@ from rlvr_decode import Extrapolation
 from rlvr_decode.pair import Pair
 from rlvr_decode.training import setup
 from rlvr_decode.training.cli import main
-from rlvr_decode.training.config import Checkpoint, Evaluation, Objective, Optim, load
+from rlvr_decode.training.config import Checkpoint, Evaluation, Log, Objective, Optim, load
 from rlvr_decode.training.data import make_task
 from rlvr_decode.training.logprobs import response_logprobs
 from rlvr_decode.training.objectives import OBJECTIVES, LossOutputs
@@ -171,6 +171,12 @@ def test_a_directory_of_another_run_is_refused(micro):
     other = replace(config, optim=replace(config.optim, lr=1e-3))
     with pytest.raises(ValueError, match=r"other settings: optim\.lr=0\.05 there, 0\.001 here"):
         train(other)
+
+
+def test_what_a_run_tells_may_change(micro):
+    path = train(micro())
+    changed = {"log": Log(samples=9, curves=False), "checkpoint": Checkpoint(every=7)}
+    assert train(micro(**changed)) == path
 
 
 def test_a_policy_that_explodes_is_reported_at_once(micro):
