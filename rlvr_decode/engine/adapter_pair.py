@@ -91,7 +91,8 @@ class AdapterPairForCausalLM(PairModel):
         return self.model.embed_input_ids(input_ids)
 
     def both_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        if not self.step.started and not torch.cuda.is_current_stream_capturing():
+        capturing = input_ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not self.step.started and not capturing:
             # The runner is compiling and warming up; the first plain step must find it done.
             self.rlvr_hidden(input_ids, positions)
         return cast(Tensor, self.stacked_body(input_ids, positions))

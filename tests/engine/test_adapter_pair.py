@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from rlvr_decode import Extrapolation
 from rlvr_decode.pair import write_pair
@@ -33,12 +34,12 @@ def exact_logprobs(models, prompt, response, strength):
     return mixed.log_softmax(-1)[len(prompt) - 1 : -1]
 
 
-def check_answers(engine, models, prompts):
+def check_answers(engine, models, prompts, strengths=STRENGTHS, plausibility=0.0):
     from vllm import TokensPrompt
 
-    strengths = [STRENGTHS[i % len(STRENGTHS)] for i in range(len(prompts))]
+    strengths = [strengths[i % len(strengths)] for i in range(len(prompts))]
     params = [
-        Extrapolation(strength=strength).sampling_params(
+        Extrapolation(strength=strength, plausibility=plausibility).sampling_params(
             temperature=0, max_tokens=6, ignore_eos=True, logprobs=3
         )
         for strength in strengths
@@ -62,11 +63,23 @@ def test_no_greedy_token_differs(start, make_adapter_pair, prompts, architecture
     engine = start(pair, max_num_batched_tokens=64, enable_chunked_prefill=True)
     for _ in range(2):  # the second time from the prefix cache
         check_answers(engine, models, prompts(32))
+    check_answers(engine, models, prompts(4, seed=1), strengths=[0])  # without base
+
+
+def test_two_heads_and_one_product_agree(start, make_adapter_pair, prompts):
+    """So small a plausibility cuts nothing, but it makes the engine compute base's logits."""
+    pair, models = make_adapter_pair(tied=True)
+    engine = start(pair)
+    for plausibility in (0.0, 1e-30):
+        check_answers(engine, models, prompts(16, seed=5), plausibility=plausibility)
 
 
 def test_compiled_engine_is_exact(start, make_adapter_pair, prompts):
     pair, models = make_adapter_pair(tied=True)
-    check_answers(start(pair, enforce_eager=False, max_num_seqs=8), models, prompts(8, seed=11))
+    engine = start(pair, enforce_eager=False, max_num_seqs=8)
+    check_answers(engine, models, prompts(8, seed=11))
+    check_answers(engine, models, prompts(4, seed=12), strengths=[0])  # its own compiled body
+    check_answers(engine, models, prompts(8, seed=13))
 
 
 def test_two_ranks_are_exact(make_adapter_pair, prompts, child_engine):
@@ -84,19 +97,20 @@ def test_two_ranks_are_exact(make_adapter_pair, prompts, child_engine):
         assert rows.argmax(-1).tolist() == tokens
 
 
-def test_weights_are_those_of_one_model(start, make_adapter_pair):
-    pair, (base, _) = make_adapter_pair(tied=False)
-    adapter = load_file(pair.rlvr.fetch() / "adapter_model.safetensors")
-    engine = start(pair, dtype="float32")
+def test_weights_are_those_of_one_model(make_adapter_pair, monkeypatch, start):
+    """Every weight that vLLM packs or keeps, counted when a layer gets its final form."""
+    pair, (base, _) = make_adapter_pair(tied=True, hidden_size=256, intermediate_size=1024)
+    packed = []
+    process = UnquantizedLinearMethod.process_weights_after_loading
 
-    def count(model):
-        return sum(parameter.numel() for parameter in model.parameters())
+    def counted(method, layer):
+        packed.append(layer.weight.numel())
+        process(method, layer)
 
-    # vLLM's CPU kernels pack some weights away from the parameters, so this is an upper bound.
-    (held,) = engine.apply_model(count)
-    plain = sum(parameter.numel() for parameter in base.parameters())
-    padding = 2 * (512 - 509) * 64  # vLLM pads the vocabulary of embedding and head
-    assert held <= plain + sum(tensor.numel() for tensor in adapter.values()) + padding
+    monkeypatch.setattr(UnquantizedLinearMethod, "process_weights_after_loading", counted)
+    start(pair, dtype="float32")
+    plain = sum(weight.numel() for name, weight in base.named_parameters() if ".layers." in name)
+    assert plain < sum(packed) <= 1.1 * plain
 
 
 def test_an_adapter_for_other_layers_is_refused(start, make_adapter_pair):
