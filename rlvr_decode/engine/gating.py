@@ -115,6 +115,8 @@ class Masked:
         start = 0 if first_entry is None else int((gates.entries_N == first_entry).argmax())
         rows = gates.host_rows_G - start
         here = (rows >= 0) & (rows < len(logits_NV))
+        if not here.any():
+            return
         if not here.all():
             chosen = torch.from_numpy(np.flatnonzero(here))
             on_device = chosen.to(rlvr_GV.device)
