@@ -1,13 +1,15 @@
 """A step of GRPO, sampling included: our seconds and memory beside those of TRL's GRPOTrainer.
 
     pip install --no-deps --target trl-1.16 trl==1.16
-    PYTHONPATH=trl-1.16 python benchmarks/train_step.py [--rounds 3 --steps 3 --threads 2]
+    PYTHONPATH=trl-1.16 python benchmarks/train_step.py [--rounds 2 --steps 1 --threads 1]
 
 The same random Qwen3-shaped model, prompts, group size, response length, micro-batch, optimiser
 and objective in float32; arms take turns, each in a process of its own, whose first step is not
-timed and whose peak resident memory is read at its end. Both trainers run with and without
-gradient checkpointing, which TRL has on by default and we off. First one batch with drifted
-log-probs goes through both losses: unless they and their gradients agree, nothing is printed.
+timed and whose peak resident memory is read at its end. Beside the wall clock stands the processor
+time, which other work on the machine changes little. Both trainers run with and without gradient
+checkpointing, which TRL has on by default and we off. First one batch with drifted log-probs goes
+through both losses: unless they and their gradients agree, nothing is measured. Each process adds a
+line to benchmarks/results/train_step.jsonl, and rounds that are there are not repeated.
 
 B responses, P prompt tokens, T response tokens.
 """
@@ -15,6 +17,7 @@ B responses, P prompt tokens, T response tokens.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -27,8 +30,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -148,36 +152,41 @@ def trl_trainer(work: Work, directory: str, *, checkpointing: bool, callbacks: A
     )
 
 
-def run_ours(work: Work, *, checkpointing: bool) -> list[float]:
-    """Seconds of each of our steps, and the tokens they sampled."""
+class Clock(NamedTuple):
+    """Wall-clock and processor seconds up to now."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> Clock:
+        return cls(time.perf_counter(), time.process_time())
+
+
+def run_ours(work: Work, *, checkpointing: bool) -> list[Clock]:
+    """When each of our steps was over."""
     trainer = our_trainer(work, checkpointing=checkpointing)
-    return [_timed(trainer, number) for number in range(1, work.steps + 2)][1:]
+    clocks = []
+    for number in range(1, work.steps + 2):
+        length = trainer.step(number)["length"]
+        clocks.append(Clock.now())
+        assert length > 0.9 * work.response_tokens, f"responses have {length} tokens"
+    return clocks
 
 
-def _timed(trainer: Any, number: int) -> float:
-    start = time.perf_counter()
-    metrics = trainer.step(number)
-    seconds = time.perf_counter() - start
-    full = trainer.config.rollout.max_new_tokens
-    assert metrics["length"] > 0.95 * full, f"responses have {metrics['length']} of {full} tokens"
-    return seconds
-
-
-def run_trl(work: Work, *, checkpointing: bool) -> list[float]:
-    """Seconds of each of TRL's steps."""
+def run_trl(work: Work, *, checkpointing: bool) -> list[Clock]:
+    """When each of TRL's steps was over."""
     from transformers import TrainerCallback
 
-    class Clock(TrainerCallback):
-        """When each optimiser step was over."""
+    clocks: list[Clock] = []
 
-        times: list[float] = []  # noqa: RUF012
-
+    class Watch(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.times.append(time.perf_counter())
+            clocks.append(Clock.now())
 
     with tempfile.TemporaryDirectory() as directory:
-        trl_trainer(work, directory, checkpointing=checkpointing, callbacks=[Clock()]).train()
-    return [after - before for before, after in zip(Clock.times, Clock.times[1:], strict=False)]
+        trl_trainer(work, directory, checkpointing=checkpointing, callbacks=[Watch()]).train()
+    return clocks
 
 
 def check(work: Work) -> dict[str, float]:
@@ -233,9 +242,13 @@ def arm(name: str, work: Work) -> dict[str, Any]:
         return check(work)
     trainer, _, checkpointing = name.partition("+")
     run = {"ours": run_ours, "trl": run_trl}[trainer]
-    seconds = run(work, checkpointing=bool(checkpointing))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": [round(each, 3) for each in seconds], "peak_mb": round(peak)}
+    clocks = run(work, checkpointing=bool(checkpointing))
+    pairs = list(itertools.pairwise(clocks))
+    return {
+        "seconds": [round(end.wall - start.wall, 2) for start, end in pairs],
+        "processor_seconds": [round(end.processor - start.processor, 2) for start, end in pairs],
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
 
 def in_its_own_process(name: str, work: Work) -> dict[str, Any]:
@@ -252,78 +265,92 @@ def in_its_own_process(name: str, work: Work) -> dict[str, Any]:
 
 def compare(work: Work, rounds: int, arms: list[str], results: Path) -> None:
     """Check, take turns, write down and print."""
-    import trl
-
-    agreement = in_its_own_process("check", work)
-    print(json.dumps(agreement))
-    if agreement["loss_difference"] > LOSS_LIMIT or (
-        agreement["gradient_difference"] > GRADIENT_LIMIT
-    ):
-        raise SystemExit("the losses disagree: no timing is reported")
-    lines = []
+    file = results / "train_step.jsonl"
     for turn in range(rounds):
-        for name in arms if turn % 2 == 0 else reversed(arms):
-            load = round(os.getloadavg()[0], 1)
-            line = {"arm": name, "round": turn, **in_its_own_process(name, work), "load": load}
+        for name in ("check", *(arms if turn % 2 == 0 else reversed(arms))):
+            if len(measured(file, work, name)) > (0 if name == "check" else turn):
+                continue
+            line = {"arm": name, **in_its_own_process(name, work), **about(work)}
             print(json.dumps(line), flush=True)
-            lines.append(line)
-    about = {
-        "benchmark": "train_step",
-        "model": SHAPE,
-        **{key: getattr(work, key) for key in Work.__slots__ if key != "base"},
-        "agreement": agreement,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": f"CPU {platform.machine()}",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
-    with (results / "train_step.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(about | {"runs": lines}) + "\n")
-    table = report(work, lines, agreement, about)
+            if name == "check" and (
+                line["loss_difference"] > LOSS_LIMIT or line["gradient_difference"] > GRADIENT_LIMIT
+            ):
+                raise SystemExit("the losses disagree: no timing is reported")
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line) + "\n")
+    table = report(work, file)
     (results / "train_step.md").write_text(table, encoding="utf-8")
     print(table)
 
 
-def report(
-    work: Work, lines: list[dict[str, Any]], agreement: dict[str, float], about: dict[str, Any]
-) -> str:
+def about(work: Work) -> dict[str, Any]:
+    """What a line was measured with."""
+    return {
+        "model": SHAPE,
+        "work": settings(work),
+        "load": round(os.getloadavg()[0], 1),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": f"CPU {platform.machine()}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": version("trl"),
+    }
+
+
+def settings(work: Work) -> dict[str, int]:
+    """The work, but for where the model happens to lie."""
+    return {key: getattr(work, key) for key in Work.__slots__ if key != "base"}
+
+
+def measured(file: Path, work: Work, name: str) -> list[dict[str, Any]]:
+    """The lines of an arm that did this work."""
+    if not file.exists():
+        return []
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["arm"] == name and line["work"] == settings(work)]
+
+
+def report(work: Work, file: Path) -> str:
     """Medians over all timed steps, and ours over TRL's, as Markdown."""
-    time_of: dict[str, float] = {}
-    peak_of: dict[str, float] = {}
-    rows = []
-    for name in dict.fromkeys(line["arm"] for line in lines):
-        seconds = [s for line in lines if line["arm"] == name for s in line["seconds"]]
-        time_of[name] = statistics.median(seconds)
-        peak_of[name] = max(line["peak_mb"] for line in lines if line["arm"] == name)
-        spread = f"{time_of[name]:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
-        rows.append(f"| {name} | {spread} | {peak_of[name]:.0f} |")
+    check = measured(file, work, "check")[0]
+    found: dict[str, tuple[float, float, int]] = {}
+    for name in ARMS:
+        if lines := measured(file, work, name):
+            wall, busy = (
+                statistics.median([s for line in lines for s in line[key]])
+                for key in ("seconds", "processor_seconds")
+            )
+            found[name] = wall, busy, max(line["peak_mb"] for line in lines)
+    rows = [
+        f"| {name} | {busy:.1f} | {wall:.1f} | {peak} |"
+        for name, (wall, busy, peak) in found.items()
+    ]
     ratios = [
-        f"{other.replace('trl', 'ours')} over {other}: "
-        f"{time_of[mine] / time_of[other]:.2f} of the time, "
-        f"{peak_of[mine] / peak_of[other]:.2f} of the memory"
-        for other in time_of
-        if other.startswith("trl") and (mine := other.replace("trl", "ours")) in time_of
+        f"- {mine} over {other}: {found[mine][1] / found[other][1]:.2f} of the processor time, "
+        f"{found[mine][0] / found[other][0]:.2f} of the wall clock, "
+        f"{found[mine][2] / found[other][2]:.2f} of the memory"
+        for mine, other in (("ours", "trl"), ("ours+checkpointing", "trl+checkpointing"))
+        if mine in found and other in found
     ]
     return (
         "# A step of GRPO, ours and TRL's\n\n"
-        f"{work.prompts} prompts of {work.prompt_tokens} tokens × {work.group} responses of "
-        f"{work.response_tokens}, micro-batches of {work.micro_batch}, float32, "
-        f"{work.threads} CPU threads, TRL {about['trl']}, torch {about['torch']}. "
-        "On one drifted batch the losses differ by "
-        f"{agreement['loss_difference']:.0e} and the gradients by "
-        f"{agreement['gradient_difference']:.0e} of their norm.\n\n"
-        "| arm | seconds per step, median (range) | peak memory of the process, MB |\n"
-        "| --- | ---: | ---: |\n" + "\n".join(rows) + "\n\n" + "\n".join(f"- {r}" for r in ratios)
-    ) + "\n"
+        f"{work.prompts} × {work.group} responses of {work.response_tokens} tokens to prompts of "
+        f"{work.prompt_tokens}, micro-batches of {work.micro_batch}, float32, threads: "
+        f"{work.threads}, TRL {check['trl']}, torch {check['torch']}. On one drifted batch the "
+        f"losses differ by {check['loss_difference']:.0e} and the gradients by "
+        f"{check['gradient_difference']:.0e} of their norm. Medians over steps; the peak is the "
+        "process's, libraries included.\n\n"
+        "| arm | processor seconds per step | wall-clock seconds | peak memory, MB |\n"
+        "| --- | ---: | ---: | ---: |\n" + "\n".join([*rows, "", *ratios, ""])
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed, in each process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1, help="timed, in each process")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--response-tokens", type=int, default=128)
