@@ -74,9 +74,7 @@ def decode(
             for model, cache in zip(models, caches, strict=True)
         ]
         drawn = _distribution(logits[0], logits[-1], recipe)
-        noise_NV = torch.empty_like(drawn.logprobs).exponential_(generator=generator)
-        # Gumbel's trick: the argmax of log q − log(exponential noise) is a sample of q.
-        token_N = (drawn.logprobs - noise_NV.log()).argmax(-1)
+        token_N = _draw(drawn.logprobs, generator)
         for row, token in zip(running_N.tolist(), token_N.tolist(), strict=True):
             tokens_B[row].append(token)
         entropy_B[running_N] += torch.special.entr(drawn.logprobs.exp()).sum(-1)
@@ -94,9 +92,11 @@ def decode(
         ids_BT = token_N[alive_N].unsqueeze(1)
         mask_BT = nn.functional.pad(mask_BT[alive_N], (0, 1), value=True)
 
-    length_B = torch.tensor([len(tokens) for tokens in tokens_B], device=rlvr.device)
-    of_rows = ((values / length_B).tolist() for values in (entropy_B, rate_B))
-    return [Drawn(*each) for each in zip(tokens_B, finished_B.tolist(), *of_rows, strict=True)]
+    sums = (finished_B.tolist(), entropy_B.tolist(), rate_B.tolist())
+    return [
+        Drawn(tokens, finished, entropy / len(tokens), rate / len(tokens))
+        for tokens, finished, entropy, rate in zip(tokens_B, *sums, strict=True)
+    ]
 
 
 def _needed(
@@ -122,6 +122,12 @@ def _distribution(rlvr_NV: Tensor, base_NV: Tensor, recipe: Recipe) -> ops.Gated
     numbers_S = torch.tensor(rule_numbers(setting, recipe.sampling), device=rlvr_NV.device)
     rule = rule_of_rows(numbers_S[:, None].repeat(1, len(rlvr_NV)))
     return ops.gated_extrapolate(rlvr_NV, base_NV, rule)
+
+
+def _draw(logq_NV: Tensor, generator: torch.Generator) -> Tensor:
+    """Gumbel's trick: the argmax of log q − log(exponential noise) is a sample of q."""
+    noise_NV = torch.empty_like(logq_NV).exponential_(generator=generator)
+    return (logq_NV - noise_NV.log()).argmax(-1)
 
 
 def _next_logits(

@@ -73,11 +73,7 @@ def evaluate(args: argparse.Namespace, pair: Pair, asked: Asked) -> Evaluation:
     arms = grid(read_settings(args, pair), temperatures=args.temperature, top_p=args.top_p)
     plan = _plan(args, pair, arms)
     check_arms(args, pair, [*arms, *plan.others, *plan.controls(arms[-1])])
-    prompts, confirm = args.prompts, args.confirm
-    if asked.endless:
-        prompts = PROMPTS if prompts is None else prompts
-        confirm = CONFIRM if confirm is None else confirm
-    shared, fresh = choose_questions(asked.questions, prompts=prompts, confirm=confirm)
+    shared, fresh = _questions(args, asked)
     journal = Journal.open(Path(args.out) / "results.jsonl", _header(args, pair, asked))
 
     with tempfile.TemporaryDirectory(prefix="rlvr-decode-") as scratch:
@@ -112,6 +108,14 @@ def evaluate(args: argparse.Namespace, pair: Pair, asked: Asked) -> Evaluation:
         samples=args.samples,
         interval=INTERVALS[args.interval],
     )
+
+
+def _questions(args: argparse.Namespace, asked: Asked) -> tuple[list[Question], list[Question]]:
+    prompts, confirm = args.prompts, args.confirm
+    if asked.endless:
+        prompts = PROMPTS if prompts is None else prompts
+        confirm = CONFIRM if confirm is None else confirm
+    return choose_questions(asked.questions, prompts=prompts, confirm=confirm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
