@@ -8,8 +8,9 @@ of the tokens too, which stay in the answer.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from starlette.datastructures import State
@@ -117,6 +118,7 @@ class Tracing:
         self._send = send
         self._score = score
         self._start: Message | None = None
+        self._passing = False
         self._gate = Extrapolation()
         self._streams = False
         self._held = b""
@@ -150,9 +152,15 @@ class Tracing:
         if message.get("more_body", False):
             return
         answer = json.loads(self._held)
-        for choice in answer["choices"]:
-            prompt = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
-            choice["extrapolation_trace"] = await self._scored(Choice(prompt, choice["token_ids"]))
+        choices = [
+            Choice(
+                choice.get("prompt_token_ids") or answer.get("prompt_token_ids"),
+                choice["token_ids"],
+            )
+            for choice in answer["choices"]
+        ]
+        for choice, trace in zip(answer["choices"], await self._traces(choices), strict=True):
+            choice["extrapolation_trace"] = trace
         content = json.dumps(answer).encode()
         assert self._start is not None
         await self._send(with_length(self._start, len(content)))
@@ -177,7 +185,7 @@ class Tracing:
         if "error" in chunk:
             return
         self._chunk = chunk
-        for part in chunk["choices"]:
+        for part in chunk.get("choices", ()):
             choice = self._choices.setdefault(part["index"], Choice([], []))
             prompt = part.get("prompt_token_ids") or chunk.get("prompt_token_ids") or ()
             if not choice.prompt:
@@ -185,12 +193,18 @@ class Tracing:
             choice.tokens.extend(part.get("token_ids") or ())
 
     async def _last_event(self) -> bytes:
+        indices = sorted(self._choices)
+        scored = await self._traces(self._choices[index] for index in indices)
         traces = [
-            {"index": index, "tokens": await self._scored(choice)}
-            for index, choice in sorted(self._choices.items())
+            {"index": index, "tokens": tokens}
+            for index, tokens in zip(indices, scored, strict=True)
         ]
         event = self._chunk | {"choices": [], "usage": None, "extrapolation_trace": traces}
         return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+    async def _traces(self, choices: Iterable[Choice]) -> list[list[dict[str, Any]]]:
+        """The trace of each choice, all scored in one batch."""
+        return await asyncio.gather(*(self._scored(choice) for choice in choices))
 
     async def _scored(self, choice: Choice) -> list[dict[str, Any]]:
         prompt, tokens = choice

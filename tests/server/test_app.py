@@ -16,6 +16,7 @@ from rlvr_decode.server.request import ROUTES, Served
 
 # Routes of vLLM's server that take a POST and never reach the sampler.
 NOT_GENERATING = {
+    "/v1/delta",
     "/tokenize",
     "/detokenize",
     "/ping",
@@ -81,6 +82,9 @@ def test_the_pair_describes_itself():
     assert answer["rlvr"] == {"kind": "full", "sha256": dict(pair.rlvr.sha256)}
     assert answer["stop_token_ids"] == list(pair.stop_token_ids)
     assert answer["refused"] == {"seed": "because"}
+    assert answer["chat"] is True
+    assert "517+486=?\n" in answer["examples"]
+    assert "/v1/delta" in answer["routes"]
     assert str(pair.directory) not in str(answer), "paths of this disk are nobody's business"
 
 
