@@ -119,7 +119,8 @@ class Optim:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     micro_batch: int = 64
-    """Responses per forward and backward pass; gradients are summed, so only memory changes."""
+    """Responses per forward and backward pass; gradients are summed, so only memory changes. A
+    multiple of the group reads each prompt once for its responses."""
     mini_batch: int | None = None
     """Prompts per optimiser step; absent, a batch of rollouts makes one step."""
     gradient_checkpointing: bool = False
