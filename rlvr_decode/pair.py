@@ -172,8 +172,8 @@ def write_pair(
     """Write `directory/pair.json` for two checkpoints that agree, and hash their files.
 
     base, rlvr  a directory, a key of `fetched.CHECKPOINTS`, or a hub repository as "org/name" or
-                "org/name@revision" (the commit it stands for is recorded). An rlvr directory with an `adapter_config.json` is
-                an adapter on base. A directory outside `directory` is recorded as `local`.
+                "org/name@revision" (the commit it stands for is recorded). An rlvr directory with
+                an `adapter_config.json` is an adapter on base. A directory outside `directory` is recorded as `local`.
 
     Raises ValueError when the two cannot be a pair; then nothing is written.
     """
