@@ -173,7 +173,8 @@ def write_pair(
 
     base, rlvr  a directory, a key of `fetched.CHECKPOINTS`, or a hub repository as "org/name" or
                 "org/name@revision" (the commit it stands for is recorded). An rlvr directory with
-                an `adapter_config.json` is an adapter on base. A directory outside `directory` is recorded as `local`.
+                an `adapter_config.json` is an adapter on base. A directory outside
+                `directory` is recorded as `local`.
 
     Raises ValueError when the two cannot be a pair; then nothing is written.
     """

@@ -67,7 +67,7 @@ def test_make_says_when_a_pair_stays_on_this_machine(checkpoints, tmp_path, caps
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["make", "nowhere", "nowhere"], "neither a directory nor a hub id"),
+        (["make", "nowhere", "nowhere"], "neither a directory, nor a hub id"),
         (["check", "absent"], "no pair 'absent'"),
         (["show", "absent"], "no pair 'absent'"),
         (["make", "a", "b", "--strength", "much"], "invalid float value"),
