@@ -79,7 +79,7 @@ def test_values_are_transformers_in_chunks_among_other_traffic(start, request, p
     fixture = {"full": "pair_and_models", "adapter": "make_adapter_pair"}[kind]
     pair, models = request.getfixturevalue(fixture)
     engine = start(pair, max_num_batched_tokens=64, enable_chunked_prefill=True)
-    scored, rest = prompts(8, seed=5), prompts(8, seed=6)
+    scored, rest = prompts(6, seed=5), prompts(6, seed=6)
     others = [
         (prompt, Extrapolation(strength=i % 3).sampling_params(
             max_tokens=5, temperature=0, prompt_logprobs=2 if i % 3 == 0 else None))

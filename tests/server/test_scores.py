@@ -8,6 +8,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from rlvr_decode.params import Extrapolation
 from rlvr_decode.server.scores import ScoredToken, acts, texts
@@ -31,6 +33,16 @@ def test_a_character_of_several_tokens_belongs_to_the_last():
     tokenizer = byte_tokenizer()
     ids = tokenizer("aé", add_special_tokens=False)["input_ids"]
     assert list(texts(tokenizer, ids)) == [("a", 0), ("", 1), ("é", 1)]
+
+
+def test_a_tokenizer_that_treats_the_first_token_apart_keeps_its_spaces():
+    vocabulary = {"▁a": 0, "b": 1, "▁c": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="b"))
+    tokenizer.decoder = decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    ids = [0, 1, 2, 0]
+    assert list(texts(fast, ids)) == [("a", 0), ("b", 1), (" c", 2), (" a", 4)]
+    assert fast.decode(ids) == "ab c a"
 
 
 def test_half_a_character_at_the_end_is_shown_as_such():
