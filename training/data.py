@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from rlvr_decode.training.addition import Addition
 from rlvr_decode.training.judging import Judge, read_rewards
+from rlvr_decode.training.prompts import PromptSets
 from rlvr_decode.training.rewards import FINAL
 from rlvr_decode.training.swaps import Swaps
 from rlvr_decode.training.tables import READERS, read_prompts
@@ -64,25 +64,19 @@ class Table:
                 template=template,
             )
 
-        self._prompts = {"train": read(path)}
-        if held_out_path is not None:
-            self._prompts["held_out"] = held_out = read(held_out_path)
-            if shared := _texts(self._prompts["train"]) & _texts(held_out):
-                raise ValueError(f"{held_out_path}: {min(shared)!r} is a training prompt too")
+        self._prompts = PromptSets(
+            read(path),
+            None if held_out_path is None else read(held_out_path),
+            "task.options.held_out_path",
+        )
 
     @property
     def rows(self) -> int:
         """How many training prompts there are; beyond, a new epoch begins."""
-        return len(self._prompts["train"])
+        return len(self._prompts.train)
 
     def prompt(self, index: int, *, seed: int, split: Split) -> Prompt:
-        if split not in self._prompts:
-            raise ValueError("evaluation needs held-out prompts: set task.options.held_out_path")
-        prompts = self._prompts[split]
-        epoch, position = divmod(index, len(prompts))
-        order = list(range(len(prompts)))
-        random.Random(f"{seed}/{split}/{epoch}").shuffle(order)
-        return prompts[order[position]]
+        return self._prompts.prompt(index, seed=seed, split=split)
 
     def reward(self, prompt: Prompt, response: str) -> float:
         return self.judge([prompt], [response])[0] or 0.0
@@ -95,10 +89,6 @@ class Table:
 
     def take_counts(self) -> dict[str, float]:
         return self._judge.take_counts()
-
-
-def _texts(prompts: Iterable[Prompt]) -> set[str]:
-    return {prompt.text for prompt in prompts}
 
 
 TASKS: dict[str, Callable[..., Task]] = {

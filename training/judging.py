@@ -32,6 +32,7 @@ from rlvr_decode.training.rewards import CHEAP, REWARDS, find_reward
 LOG = logging.getLogger(__name__)
 
 _LONGEST_REPLY = 1 << 20
+_DEAD = 16  # responses in a row without a verdict
 COUNTS = ("reward_timeouts", "reward_crashes", "reward_errors", "reward_skipped")
 
 
@@ -193,6 +194,7 @@ class Judge:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._shown: set[str] = set()
+        self._lost: Counter[int] = Counter()
 
     def judge(self, responses: Sequence[str], answers: Sequence[str]) -> list[float | None]:
         """The weighted sum of the rewards of each response, in order.
@@ -200,7 +202,7 @@ class Judge:
         A reward of None is left out of its response's sum; where all are None, so is the sum.
 
         Raises ValueError if a reward returns something else than a finite number or None, and
-        RewardError if one cannot be loaded or fails for every response.
+        RewardError if one cannot be loaded, fails for every response, or no longer answers.
         """
         if len(responses) != len(answers):
             raise ValueError(f"{len(responses)} responses but {len(answers)} answers")
@@ -258,6 +260,11 @@ class Judge:
         """Ask whichever worker is idle; without one's answer, the reward is 0."""
         worker = self._idle.get()
         try:
+            if self._lost[k] >= _DEAD:
+                raise RewardError(
+                    f"reward {self.rewards[k].name!r} has not answered {_DEAD} responses in a row "
+                    f"within {self._time_out:g} s each; does a server it calls still run?"
+                )
             if worker is not None and not worker.is_quiet():
                 worker.kill()
                 worker = None
@@ -265,9 +272,12 @@ class Judge:
             if worker is None:
                 worker = self._start()
             request = {"reward": k, "response": response, "answer": answer}
-            return worker.ask(request, self._time_out)
+            reply = worker.ask(request, self._time_out)
+            self._lost[k] = 0
+            return reply
         except LostWorker as lost:
             worker = None
+            self._lost[k] += 1
             self._add(str(lost))
             return {"value": 0.0}
         finally:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlvr_decode.training.judging import Judge, read_rewards
+from rlvr_decode.training.prompts import PromptSets
 from rlvr_decode.training.task import Prompt, Split
 
 Reward = Callable[[str, str], float | None]
@@ -33,21 +33,14 @@ class Questions:
         self.functions = [reward for reward in listed if not isinstance(reward, str)]
         self.named = Judge(read_rewards(names)) if names else None
         self.names = [*names, *(function.__name__ for function in self.functions)]
-        self.prompts: dict[str, list[Prompt]] = {"train": _read(dataset, "dataset")}
-        if held_out is not None:
-            self.prompts["held_out"] = _read(held_out, "held_out")
-            texts = [{prompt.text for prompt in split} for split in self.prompts.values()]
-            if shared := sorted(set.intersection(*texts)):
-                raise ValueError(f"held_out: {shared[0]!r} is a training prompt too")
+        self.prompts = PromptSets(
+            _read(dataset, "dataset"),
+            None if held_out is None else _read(held_out, "held_out"),
+            "held_out",
+        )
 
     def prompt(self, index: int, *, seed: int, split: Split) -> Prompt:
-        if split not in self.prompts:
-            raise ValueError("evaluation needs held-out prompts: pass held_out=rows")
-        prompts = self.prompts[split]
-        epoch, position = divmod(index, len(prompts))
-        order = list(range(len(prompts)))
-        random.Random(f"{seed}/{split}/{epoch}").shuffle(order)
-        return prompts[order[position]]
+        return self.prompts.prompt(index, seed=seed, split=split)
 
     def reward(self, prompt: Prompt, response: str) -> float:
         return self.judge([prompt], [response])[0] or 0.0
@@ -68,9 +61,11 @@ class Questions:
 
     def digest(self) -> str:
         """Of every prompt and answer: what a resumed run must find unchanged."""
+        splits = {"train": self.prompts.train, "held_out": self.prompts.held_out}
         rows = {
             split: [(prompt.text, prompt.answer) for prompt in prompts]
-            for split, prompts in self.prompts.items()
+            for split, prompts in splits.items()
+            if prompts is not None
         }
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 

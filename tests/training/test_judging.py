@@ -126,6 +126,17 @@ def test_trouble_costs_one_sample_and_is_counted(judge_of, trouble, count):
     assert not any(counts.values())
 
 
+def test_a_reward_that_no_longer_answers_is_told_by_name(judge_of):
+    """Not after as many time-outs as there are responses, but after sixteen in a row."""
+    judge = judge_of("my_rewards:trouble", time_out=0.1, workers=2)
+    assert judge.judge(["hang", "a"] * 9, [""] * 18) == [0.0, 0.5] * 9
+    started = time.monotonic()
+    message = r"reward 'my_rewards:trouble' has not answered 16 responses in a row within 0\.1 s"
+    with pytest.raises(RewardError, match=message):
+        judge.judge(["hang"] * 500, [""] * 500)
+    assert time.monotonic() - started < 40
+
+
 def test_what_a_reward_prints_is_no_reply(judge_of):
     judge = judge_of("my_rewards:trouble")
     assert judge.judge(["print", "b"], ["", ""]) == [0.5, 0.5]
