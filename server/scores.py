@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel, Field
@@ -84,10 +85,26 @@ async def score(
     rows = {position: row for row, position in enumerate(values.get("position", ()))}
     if len(rows) != len(submitted) - 1:
         raise RuntimeError(f"the engine scored {len(rows)} of {len(submitted) - 1} tokens")
-    tokenizer: Tokenizer = client.get_tokenizer()
+    # Long texts take long to spell out; other requests go on meanwhile.
+    return await asyncio.to_thread(_assemble, client.get_tokenizer(), token_ids, values, rows, gate)
+
+
+def _assemble(
+    tokenizer: Tokenizer,
+    token_ids: Sequence[int],
+    values: dict[str, list[Any]],
+    rows: dict[int, int],
+    gate: Extrapolation,
+) -> list[ScoredToken]:
+    @functools.cache
+    def alone(token_id: int) -> str:
+        return tokenizer.decode([token_id], skip_special_tokens=False)
+
     return [
-        _scored(token_id, text, offset, values, rows.get(position), gate, tokenizer)
-        for position, (token_id, (text, offset)) in enumerate(
+        ScoredToken(
+            token_id=token_id, text=text, offset=offset, **_found(values, rows.get(i), gate, alone)
+        )
+        for i, (token_id, (text, offset)) in enumerate(
             zip(token_ids, texts(tokenizer, token_ids), strict=True)
         )
     ]
@@ -114,23 +131,22 @@ async def _values(client: AsyncLLM, token_ids: list[int], scoring: Scoring) -> d
     return values
 
 
-def _scored(
-    token_id: int,
-    text: str,
-    offset: int,
+def _found(
     values: dict[str, list[Any]],
     row: int | None,
     gate: Extrapolation,
-    tokenizer: Tokenizer,
-) -> ScoredToken:
+    alone: Callable[[int], str],
+) -> dict[str, Any]:
+    """What was found of one token; `alone` is the text of a token by itself."""
     found: dict[str, Any] = {name: None if row is None else values[name][row] for name in VALUES}
     if gate.gated:
         found["rate"] = None if row is None else values["rate"][row]
         found["acts"] = None if row is None else acts(gate, found["delta"], found["rate"])
     if row is not None and "top_token_ids" in values:
         columns = ("top_token_ids", "top_rlvr_logprobs", "top_base_logprobs")
-        found["top"] = list(_alternatives(tokenizer, *(values[name][row] for name in columns)))
-    return ScoredToken(token_id=token_id, text=text, offset=offset, **found)
+        ids, rlvr, base = (values[name][row] for name in columns)
+        found["top"] = list(_alternatives(ids, rlvr, base, alone))
+    return found
 
 
 def acts(gate: Extrapolation, delta: float, rate: float) -> bool | None:
@@ -144,14 +160,14 @@ def acts(gate: Extrapolation, delta: float, rate: float) -> bool | None:
 
 
 def _alternatives(
-    tokenizer: Tokenizer, ids: list[int], rlvr: list[float], base: list[float]
+    ids: list[int], rlvr: list[float], base: list[float], alone: Callable[[int], str]
 ) -> Iterator[Alternative]:
     """Each of the tokens once, most likely under rlvr first."""
     by_id = {each: (r, b) for each, r, b in zip(ids, rlvr, base, strict=True)}
     for each, (r, b) in sorted(by_id.items(), key=lambda item: -item[1][0]):
-        text = tokenizer.decode([each], skip_special_tokens=False)
+        delta = r - b if r != b else 0.0  # also where both are −inf
         yield Alternative(
-            token_id=each, text=text, rlvr_logprob=r, base_logprob=b, delta=r - b if r != b else 0.0
+            token_id=each, text=alone(each), rlvr_logprob=r, base_logprob=b, delta=delta
         )
 
 
