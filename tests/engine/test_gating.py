@@ -240,6 +240,84 @@ def test_rules_move_with_their_requests(engine):
     assert torch.equal(engine.logits(*models(1))[0], before[1])
 
 
+class V2Engine(Engine):
+    """The V2 runner's order of calls, for toys: requests have slots, and rows for drafts."""
+
+    def __init__(self, monkeypatch):
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+        from rlvr_decode.engine.model_state import PairedModelState
+        from rlvr_decode.engine.processor import ExtrapolationProcessor
+
+        def init(state, config, model):
+            state.vllm_config, state.model = config, model
+            state.max_num_reqs, state.device = 8, torch.device("cpu")
+
+        monkeypatch.setattr(DefaultModelState, "__init__", init)
+        monkeypatch.setattr(DefaultModelState, "add_request", lambda *_: None)
+        monkeypatch.setattr(DefaultModelState, "prepare_inputs", lambda *_: {})
+        super().__init__(monkeypatch)
+        self.processor = ExtrapolationProcessor(
+            self.config, SimpleNamespace(device=torch.device("cpu"))
+        )
+        self.state = PairedModelState(self.config, self.model)
+
+    def add(self, slot, params):
+        """Whether vLLM is to call the processor for it."""
+        request = SimpleNamespace(sampling_params=params, prompt_token_ids=[1, 2])
+        self.state.add_request(slot, request)
+        return self.processor.add_request(slot, params)
+
+    def prepare(self, *requests):
+        """(slot, rows, position of the first, whether inside its prompt) of each, in the batch."""
+        slots, rows, positions, partial = zip(*requests, strict=True)
+        of_rows = [p + i for n, p in zip(rows, positions, strict=True) for i in range(n)]
+        batch = SimpleNamespace(
+            idx_mapping_np=np.array(slots, dtype=np.int32),
+            cu_num_logits_np=np.cumsum([0, *rows]),
+            num_computed_tokens_np=np.array(positions),
+            num_scheduled_tokens=np.array(rows),
+            prefill_len_np=np.array([999 if p else 1 for p in partial]),
+            positions=torch.tensor([-1, *of_rows, -1]),  # more tokens than rows of logits
+            logits_indices=torch.arange(len(of_rows)) + 1,
+        )
+        self.state.prepare_inputs(batch, None)
+        return batch
+
+
+def test_v2_knows_slots_drafts_and_unfinished_prompts(monkeypatch):
+    engine = V2Engine(monkeypatch)
+    gated = [Extrapolation(strength=s, gate="all") for s in (0.5, 1.0)]
+    masked = gated[0].sampling_params(min_tokens=3, extra_args={TICKET: "a"})
+    assert not engine.add(0, Extrapolation(strength=2).sampling_params())
+    assert not engine.add(1, gated[1].sampling_params(extra_args={TICKET: "b"}))
+    assert engine.add(3, masked)
+    batch = engine.prepare((3, 3, 20, False), (1, 1, 7, True), (0, 1, 9, False))
+    rlvr_NV, base_NV = models(5)
+    logits_NV = engine.logits(rlvr_NV, base_NV)
+    assert (logits_NV[:3] == 0).all()
+    logits_NV = engine.processor.apply(logits_NV, batch)
+    delta = rlvr_NV.log_softmax(-1) - base_NV.log_softmax(-1)
+    for row, strength in enumerate((0.5, 0.5, 0.5, 1.0, 2.0)):
+        expected = (rlvr_NV + strength * delta)[row].softmax(-1)
+        torch.testing.assert_close(logits_NV[row].softmax(-1), expected)
+
+    engine.prepare((1, 1, 8, False), (3, 2, 21, False))  # two drafts were rejected
+    logits_NV = engine.logits(*models(3))
+    assert (logits_NV[1:] == 0).all() and (logits_NV[0] != 0).all()
+    engine.processor.apply(logits_NV, SimpleNamespace(idx_mapping_np=np.array([1, 3])))
+    channel = engine.processor._channel
+    told = channel.take("a")
+    assert told["position"] == [20, 21, 22, 21, 22]
+    assert intervention_rates(told) == [1.0, 1.0, 1.0]
+    assert channel.take("b")["position"] == [8]  # nothing is drawn inside a prompt
+
+    assert not engine.add(3, Extrapolation().sampling_params())  # the slot's next request
+    engine.prepare((3, 1, 1, False))
+    rlvr_NV, base_NV = models(1)
+    assert torch.equal(engine.logits(rlvr_NV.clone(), base_NV), rlvr_NV)
+
+
 def test_a_position_that_comes_again_counts_once():
     told = {
         "sequence": [0, 0, 1, 0, 0, 0, 1],
