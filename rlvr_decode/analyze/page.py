@@ -33,7 +33,7 @@ th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var
 th { color: var(--faint); font-weight: 500; } td.n { font-variant-numeric: tabular-nums; }
 code { font: 13px ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .text { border: 1px solid var(--rule); border-radius: 10px; padding: 10px 14px; margin: 8px 0; }
-.text span { border-radius: 3px; padding: 1px 0; }
+.faint { color: var(--faint); } .text span { border-radius: 3px; padding: 1px 0; }
 mark { background: var(--c1); color: var(--paper); border-radius: 3px; padding: 0 2px; }
 footer { margin-top: 44px; color: var(--faint); font-size: 13px; }
 """
@@ -161,14 +161,17 @@ def _tokens(analysis: Analysis) -> str:
         "<h2>Responses, tinted by Δ</h2>",
         "<p>Blue was raised by training, orange lowered.</p>",
     ]
-    for author, response in analysis.shown:
+    for author, prompt, response in analysis.shown:
         tinted = "".join(
             f'<span style="background: color-mix(in srgb, var(--{"c0" if delta > 0 else "c1"}) '
             f'{min(100, round(100 * abs(delta) / _FULL_TINT))}%, transparent)" '
             f'title="Δ {delta:+.3f}">{_visible(text)}</span>'
             for text, delta in response
         )
-        parts.append(f'<div class="text"><span>{author}: </span><code>{tinted}</code></div>')
+        parts.append(
+            f'<div class="text">{author} <code class="faint">{_visible(prompt)}</code>'
+            f"<code>{tinted}</code></div>"
+        )
     return "\n".join(parts)
 
 

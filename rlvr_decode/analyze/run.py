@@ -48,7 +48,7 @@ class Analysis:
     raised: list[top_tokens.Place]
     lowered: list[top_tokens.Place]
     kinds: list[top_tokens.Kind]
-    shown: list[tuple[str, list[tuple[str, float]]]]
+    shown: list[tuple[str, str, list[tuple[str, float]]]]
     geometry: Geometry | None
 
 
@@ -91,7 +91,7 @@ def analyze(args: argparse.Namespace, pair: Pair, asked: Asked) -> Analysis:
         lowered=_top(written["base"], args.top, raised=False),
         kinds=top_tokens.top_kinds(rlvr, written["rlvr"].words, count=args.top),
         shown=[
-            (author, top_tokens.shown_response(each.tokens, each.words, number))
+            (author, each.words.prompt(number), each.words.tinted(each.tokens, number))
             for number in _to_show(written, args.shown)
             for author, each in written.items()
         ],

@@ -48,6 +48,19 @@ class Words:
     def of(self, *ids: int) -> str:
         return str(self.tokenizer.decode(list(ids)))
 
+    def prompt(self, number: int) -> str:
+        return self.of(*self.prompts[number])
+
+    def tinted(self, tokens: Tokens, number: int) -> list[tuple[str, float]]:
+        """A response as (text, Δ) of each token."""
+        where = tokens.of_response(number)
+        return [
+            (self.of(token), delta)
+            for token, delta in zip(
+                tokens.token[where].tolist(), tokens.delta[where].tolist(), strict=True
+            )
+        ]
+
     def before(self, response: int, position: int) -> str:
         """The end of what came before a token."""
         ids = [*self.prompts[response], *self.responses[response][:position]]
@@ -87,15 +100,4 @@ def top_kinds(tokens: Tokens, words: Words, *, count: int) -> list[Kind]:
             summed_delta=float(sums[k]),
         )
         for k in order.tolist()
-    ]
-
-
-def shown_response(tokens: Tokens, words: Words, number: int) -> list[tuple[str, float]]:
-    """A response as (text, Δ) of each token."""
-    where = tokens.of_response(number)
-    return [
-        (words.of(token), delta)
-        for token, delta in zip(
-            tokens.token[where].tolist(), tokens.delta[where].tolist(), strict=True
-        )
     ]

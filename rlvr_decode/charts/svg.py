@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rlvr_decode.charts.chart import Chart, Series, drawable
 
 WIDTH, HEIGHT = 560, 330
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 42, 46
 COLOURS = 6
 
 # Of the page that a chart is put into: CSS variables in light and in dark.
@@ -42,7 +42,7 @@ def render(chart: Chart) -> str:
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(chart.title)}">',
-        f'<text class="title" x="{LEFT}" y="18">{escape(chart.title)}</text>',
+        f'<text class="title" x="{LEFT}" y="14">{escape(chart.title)}</text>',
         *_grid(chart, x, y),
     ]
     for number, series in enumerate(chart.series):
@@ -144,8 +144,8 @@ def _legend(chart: Chart) -> list[str]:
     for number, series in reversed(list(enumerate(chart.series))):
         at -= 7 * len(series.name) + 24
         colour = f"var(--c{number % COLOURS})"
-        parts.append(f'<rect x="{at}" y="24" width="12" height="3" fill="{colour}"/>')
-        parts.append(f'<text x="{at + 16}" y="29">{escape(series.name)}</text>')
+        parts.append(f'<rect x="{at}" y="28" width="12" height="3" fill="{colour}"/>')
+        parts.append(f'<text x="{at + 16}" y="33">{escape(series.name)}</text>')
     return parts
 
 

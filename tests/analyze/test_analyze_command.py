@@ -69,7 +69,16 @@ def test_top_tokens_are_ordered_and_have_their_context(found):
     for place in [*found["raised"], *found["lowered"]]:
         ratio = place["rlvr_probability"] / place["base_probability"]
         assert np.log(ratio) == pytest.approx(place["delta"], abs=1e-4)
-        assert 0 < len(place["before"]) <= 24  # characters are this pair's tokens
+        # But for <bos>, the characters are this pair's tokens.
+        assert 0 < len(place["before"].replace("<bos>", "^")) <= 24
+
+
+def test_responses_are_shown_where_the_models_differ(found):
+    shown = found["shown"]
+    assert [author for author, _, _ in shown] == ["base", "rlvr"] * 4
+    texts = ["".join(text for text, _ in tokens) for _, _, tokens in shown]
+    assert all(base != rlvr for base, rlvr in zip(texts[::2], texts[1::2], strict=True))
+    assert all(prompt.endswith("=?\n") for _, prompt, _ in shown)
 
 
 def test_the_geometry_is_in_the_findings_and_on_the_page(analysed, found):
@@ -96,7 +105,7 @@ def test_the_page_stands_alone_in_light_and_dark(analysed):
     text = (analysed / "analysis.html").read_text()
     page = Page(text)
     assert page.outside == [] and "script" not in page.tags and "url(" not in text
-    assert page.tags.count("svg") == 6 and page.tags.count("table") == 6
+    assert page.tags.count("svg") == 6 and page.tags.count("table") == 7
     assert "prefers-color-scheme: dark" in text
     assert (analysed / "analysis.png").read_bytes().startswith(b"\x89PNG")
 
