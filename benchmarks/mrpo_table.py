@@ -28,7 +28,8 @@ def markdown(lines: Sequence[Line]) -> str:
         "token passes: a token generated or looked at 1, trained on 3, prompts included; SOE and "
         "SFT count. Mean ± standard deviation over seeds of exploration, data order, prompts and "
         "sampling (one base model). 256 held-out prompts × 16 samples at temperature 1; rank is "
-        "the mean trajectory rank over windows of 16. CPU seconds are of a shared core.",
+        "the mean trajectory rank over windows of 16. CPU seconds, of a shared core, are the other "
+        "way to be fair: SOE's many short continuations cost more of them per token than RL does.",
         "",
         *_starts(lines),
     ]
