@@ -13,6 +13,7 @@ from torch import nn
 from rlvr_decode.training.checkpoint import appearing_whole
 from rlvr_decode.training.config import build
 from rlvr_decode.training.reset import ResetRule, hard_reset, reset_reason
+from rlvr_decode.training.sharding import full_tensors, like
 
 _FILE = "weights.safetensors"
 
@@ -22,6 +23,7 @@ class Resets:
 
     directory  holds each reference there has been, so that a run that resumes from before a
                reset, or from after it, has the one of that time.
+    writes     whether this process writes them.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Resets:
         reference: nn.Module | None,
         optimizer: torch.optim.Optimizer,
         directory: Path,
+        writes: bool = True,
     ) -> None:
         self.rule = None if settings is None else build(ResetRule, settings, "reset")
         if self.rule is not None and reference is None:
@@ -40,7 +43,7 @@ class Resets:
                 "[adapter], whose reference is its base for good"
             )
         self.policy, self.reference, self.optimizer = policy, reference, optimizer
-        self.directory = directory
+        self.directory, self.writes = directory, writes
         self.since = 0
         self.evaluations: list[float] = []
 
@@ -61,9 +64,10 @@ class Resets:
             return {}
         hard_reset(self.policy, self.reference, [self.optimizer])
         self.since, self.evaluations = step, []
-        with appearing_whole(self._place()) as scratch:
-            weights = {name: p.detach() for name, p in self.reference.named_parameters()}
-            save_file(weights, scratch / _FILE)
+        weights = full_tensors(dict(self.reference.named_parameters()), keep=self.writes)
+        if self.writes:
+            with appearing_whole(self._place()) as scratch:
+                save_file(weights, scratch / _FILE)
         return {"reset": reason}
 
     def state(self) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class Resets:
         if self.since:
             weights = load_file(self._place() / _FILE)
             for name, parameter in self.reference.named_parameters():
-                parameter.copy_(weights[name])
+                parameter.copy_(like(weights[name], parameter))
 
     def _place(self) -> Path:
         return self.directory / f"step-{self.since:06d}"

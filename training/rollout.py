@@ -64,6 +64,10 @@ class RolloutEngine(Protocol):
         """Take over the policy as it is now."""
         ...
 
+    def close(self) -> None:
+        """Give back what the engine holds beside the policy."""
+        ...
+
     def sample(
         self,
         prompts: Sequence[str],
@@ -94,6 +98,9 @@ class TransformersRollout:
 
     def refresh(self) -> None:
         """Nothing: the policy itself samples."""
+
+    def close(self) -> None:
+        """Nothing."""
 
     @torch.no_grad()
     def sample(

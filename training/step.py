@@ -68,6 +68,7 @@ class Trainer:
             reference=self.policies.reference,
             optimizer=self.optimizer,
             directory=Path(config.out) / config.name / "references",
+            writes=self.processes.is_first,
         )
         self.judging: Counter[str] = Counter()
 

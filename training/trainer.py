@@ -9,7 +9,7 @@ What is left out: a value model, and rollouts from any policy but the present on
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def learn(config: Train, task: Task, directory: Path, group: Processes, stop: St
     trainer.restore(state)
 
     after = state["step"] if found else -1
-    with reporting(config, directory, after=after, speaks=group.is_first) as report:
+    told = reporting(config, directory, after=after, speaks=group.is_first)
+    with closing(trainer.engine), told as report:
         if not found:
             report.step(0, state["accuracies"]["base"])
         steps = 0 if state["finished"] else config.optim.steps

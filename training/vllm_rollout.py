@@ -46,6 +46,7 @@ class EngineThread:
     """The thread in which an engine lives, so that one that stalls stalls nobody else."""
 
     def __init__(self) -> None:
+        self._last: Future[Any] | None = None
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         # A daemon, which does not keep the process from ending.
         threading.Thread(target=self._work, name="rollout engine", daemon=True).start()
@@ -53,6 +54,7 @@ class EngineThread:
     def do(self, job: Callable[[], T], what: str, *, time_out: float) -> T:
         """The job's result; raises RolloutError if there is none in time, or it fails."""
         result: Future[T] = Future()
+        self._last = result
         self._jobs.put((job, result))
         try:
             return result.result(time_out)
@@ -63,6 +65,11 @@ class EngineThread:
             ) from None
         except (RuntimeError, AssertionError) as error:
             raise RolloutError(f"the vLLM engine died before it had {what}: {error}") from error
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the last job is not done, and nobody waits for it any more."""
+        return self._last is not None and not self._last.done()
 
     def _work(self) -> None:
         while True:
@@ -127,8 +134,9 @@ class VLLMRollout:
         return self._do(lambda: job(self._engine), "done it")
 
     def close(self) -> None:
-        """Give back the engine's memory."""
-        self.run(lambda engine: engine.llm_engine.engine_core.shutdown())
+        """Give back the engine's memory; one that has stalled has it until the process ends."""
+        if not self._thread.is_stuck:
+            self.run(lambda engine: engine.llm_engine.engine_core.shutdown())
         self._scratch.cleanup()
 
     def sample(

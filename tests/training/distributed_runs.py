@@ -58,7 +58,9 @@ def runs(base: str, out: str) -> dict[str, Train]:
             objective=Objective(name="lpo_fwd"),
             optim=replace(config.optim, micro_batch=7),
         ),
-        "dynamic": replace(config, objective=Objective(name="dapo"), optim=whole_batches),
+        "dynamic": replace(
+            config, objective=Objective(name="dapo"), optim=whole_batches, reset={"every": 2}
+        ),
         "greedy": replace(config, adapter=geora, objective=Objective(name="remax")),
     }
 

@@ -116,13 +116,18 @@ def test_an_engine_that_stalls_is_given_up_by_name(trainer):
     assert time.monotonic() - started < 5
     gate.set()
     engine.time_out = patience
+    engine.run(lambda llm: None)
 
 
 def test_a_thread_that_never_answers_does_not_keep_the_process():
     code = """
 import time
 from rlvr_decode.training.vllm_rollout import EngineThread
-EngineThread().do(lambda: time.sleep(600), "woken up", time_out=0.2)
+thread = EngineThread()
+try:
+    thread.do(lambda: time.sleep(600), "woken up", time_out=0.2)
+finally:
+    assert thread.is_stuck
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
