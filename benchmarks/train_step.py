@@ -51,6 +51,12 @@ SHAPE: dict[str, Any] = {
     "head_dim": 64,
 }
 ARMS = ("ours", "trl", "ours+checkpointing", "trl+checkpointing")
+# The second holds each trainer's defaults against the other's.
+PAIRS = (
+    ("ours", "trl"),
+    ("ours", "trl+checkpointing"),
+    ("ours+checkpointing", "trl+checkpointing"),
+)
 LOSS_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4
 
 
@@ -329,7 +335,7 @@ def report(work: Work, file: Path) -> str:
         f"- {mine} over {other}: {found[mine][1] / found[other][1]:.2f} of the processor time, "
         f"{found[mine][0] / found[other][0]:.2f} of the wall clock, "
         f"{found[mine][2] / found[other][2]:.2f} of the memory"
-        for mine, other in (("ours", "trl"), ("ours+checkpointing", "trl+checkpointing"))
+        for mine, other in PAIRS
         if mine in found and other in found
     ]
     return (
