@@ -34,7 +34,7 @@ def server(tmp_path_factory):
             process.wait()
 
 
-def wait_for(condition, process, log, seconds=300):
+def wait_for(condition, process, log, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, log.read_text()[-5000:]
