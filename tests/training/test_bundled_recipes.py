@@ -1,4 +1,4 @@
-"""Every bundled recipe of `train` takes a step; one that extends another says what differs."""
+"""Every recipe on the tiny task takes a step; one that extends another says what differs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlvr_decode.training.config import RECIPES, Checkpoint, load
 from rlvr_decode.training.recipe_file import over, read_values
 from rlvr_decode.training.trainer import train_recipe
 
-RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("tiny*.toml"))
 FAMILIES = [
     {"rloo", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo", "gpg"},
     {"grpo", "dr_grpo", "lite_ppo"},
