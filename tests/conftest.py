@@ -30,8 +30,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    import pytest
     import torch
 
+    # Of two processes of tests, one starts the server, and each module's engine starts once.
+    for item in items:
+        group = "server" if "server" in item.fixturenames else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
     if not torch.cuda.is_available():
         on_gpu = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=on_gpu)
