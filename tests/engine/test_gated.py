@@ -245,13 +245,13 @@ def test_a_grammar_holds(engine, setting):
         assert re.fullmatch(r"[0-9]{3}-(yes|no)", output.text)
 
 
-def test_min_tokens_holds(engine):
-    params = GATED[1].sampling_params(
-        temperature=0, min_tokens=6, max_tokens=6, stop_token_ids=list(range(300))
-    )
-    (answer,) = ask(engine, [PROMPT], params)
-    assert len(answer.outputs[0].token_ids) == 6
-    assert all(token >= 300 for token in answer.outputs[0].token_ids[:5])
+def test_min_tokens_holds(engine, exact_rule):
+    likely = exact_rule(PROMPT, [0], GATED[1]).logprobs[0].argsort()[-100:].tolist()
+    settings = {"temperature": 0, "max_tokens": 6, "stop_token_ids": likely}
+    params = [GATED[1].sampling_params(**settings, min_tokens=least) for least in (0, 6)]
+    free, held = (answer.outputs[0].token_ids for answer in ask(engine, [PROMPT] * 2, params))
+    assert (len(free), len(held)) == (1, 6)
+    assert not set(held[:5]) & set(likely)
 
 
 def test_slots_are_reused_with_the_next_requests_rule(engine, exact_rule):
