@@ -19,6 +19,7 @@ def server(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = ["--port", str(port), "--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16"]
+    flags += ["--enable-scale-out"]  # vLLM's own /inference routes
     command = [sys.executable, "-m", "rlvr_decode", "serve", "tiny", *flags]
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with log.open("w") as output:
