@@ -120,7 +120,8 @@ def test_evaluation_needs_held_out_prompts(tmp_path):
 
 
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="task.name='add4': unknown; known: add3, swaps, jsonl, csv"):
+    known = "unknown; known: add3, swaps, jsonl, csv"
+    with pytest.raises(ValueError, match=f"task.name='add4': {known}"):
         make_task("add4", {})
     with pytest.raises(ValueError, match="task add3: unknown digits; known: none"):
         make_task("add3", {"digits": 4})
