@@ -9,7 +9,8 @@ PORT ?= 8000
 PYTEST = .venv/bin/python -m pytest -q -n 2 --dist loadgroup
 BROWSER = .venv/browser/chromium
 
-# What model runner V2 shares with V1, in Triton's interpreter.
+# What model runner V2 shares with V1, in Triton's interpreter; thousands of draws from the gated
+# rule take minutes there, and the sampler is vLLM's either way.
 V2 = $(addprefix tests/engine/test_,$(addsuffix .py,oracle behaviour speculation gated plain))
 
 # PyTorch's own index has the CPU build where the configured one does not.
@@ -44,7 +45,7 @@ $(BROWSER): tests/server/browser/install.py | env
 	.venv/bin/python tests/server/browser/install.py .venv/browser
 
 test: env $(BROWSER)
-	$(PYTEST) --runner=v2 $(V2)
+	$(PYTEST) --runner=v2 -k "not follow_the_rule" $(V2)
 	$(PYTEST)
 
 test-gpu: env
