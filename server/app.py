@@ -37,6 +37,7 @@ from rlvr_decode.server.middleware import ExtrapolationMiddleware
 from rlvr_decode.server.playground import page_routes
 from rlvr_decode.server.request import Served
 from rlvr_decode.server.routes import pair_routes
+from rlvr_decode.server.schema import describe_field
 from rlvr_decode.server.trace import TraceMiddleware, scorer_from
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def attach(app: FastAPI, pair: Pair, served: Served) -> None:
     """Add the field and the routes to vLLM's app."""
     for router in (pair_routes(pair, served), delta_routes(served), page_routes()):
         app.include_router(router)
+    describe_field(app)
     # Appended, so innermost: authentication and CORS come before it. vLLM has built the stack by
     # now, and Starlette adds to one that is built only when asked to build it again.
     app.user_middleware.append(Middleware(TraceMiddleware, score=scorer_from(app.state)))

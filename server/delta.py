@@ -13,7 +13,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest, TokenizeCompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
-from rlvr_decode.params import Extrapolation, SettingError
+from rlvr_decode.params import GATES, PRIMARIES, Extrapolation, SettingError
 from rlvr_decode.server.middleware import bad_request
 from rlvr_decode.server.request import Served
 from rlvr_decode.server.scores import ScoredToken, longest, score
@@ -36,9 +36,18 @@ class DeltaRequest(BaseModel):
     add_special_tokens: bool = Field(True, description="with text: BOS, as completions have it")
     chat_template_kwargs: dict[str, Any] | None = None
     top: int = Field(0, ge=0, le=MAX_TOP, description="also the most likely tokens of either model")
-    gate: str = Field("none", description="also whether this gate would act at each token")
-    threshold: float | None = Field(None, description="of the gate")
-    primary: str | None = Field(None, description="of the gate: rlvr (default) or base")
+    # Words and bounds of these are checked where every request's are, which names the permitted.
+    gate: str = Field(
+        "none",
+        description="also whether this gate would act at each token",
+        json_schema_extra={"enum": list(GATES)},
+    )
+    threshold: float | None = Field(None, description="of the gate, see Extrapolation")
+    primary: str | None = Field(
+        None,
+        description="of the gate: rlvr (default) or base",
+        json_schema_extra={"enum": [*PRIMARIES, None]},
+    )
 
 
 class DeltaResponse(BaseModel):
