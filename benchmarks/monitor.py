@@ -26,10 +26,10 @@ import torch
 from rlvr_decode.pair import Pair
 from rlvr_decode.training import step as step_module
 from rlvr_decode.training.config import Objective, load
-from rlvr_decode.training.data import make_task
-from rlvr_decode.training.ranks import ranked_rewards
+from rlvr_decode.training.rank.ranks import ranked_rewards
 from rlvr_decode.training.setup import make_objective
 from rlvr_decode.training.step import Trainer
+from rlvr_decode.training.tasks.data import make_task
 
 RESULTS = Path(__file__).parent / "results"
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -27,21 +27,21 @@ from soe import configured
 from torch import Tensor
 
 from rlvr_decode.pair import Pair
-from rlvr_decode.training.boundary import pass_curve
-from rlvr_decode.training.checkpoint import Checkpoints
 from rlvr_decode.training.config import Objective, Train, load
-from rlvr_decode.training.data import make_task
-from rlvr_decode.training.metrics import MetricsLog
-from rlvr_decode.training.model import open_model
-from rlvr_decode.training.ranks import RankReward, response_ranks
+from rlvr_decode.training.evaluation.boundary import pass_curve
+from rlvr_decode.training.policy.model import open_model
+from rlvr_decode.training.rank.ranks import RankReward, response_ranks
 from rlvr_decode.training.recipe import read_recipe
-from rlvr_decode.training.rollout import TransformersRollout
+from rlvr_decode.training.rollout.rollout import TransformersRollout
+from rlvr_decode.training.run.checkpoint import Checkpoints
+from rlvr_decode.training.run.metrics import MetricsLog
 from rlvr_decode.training.setup import make_objective
 from rlvr_decode.training.sft import SFT, read_traces, train_on_traces
 from rlvr_decode.training.soe.generator import Sample, TransformersGenerator
 from rlvr_decode.training.soe.run import collect, read_records, summary
 from rlvr_decode.training.step import Trainer
-from rlvr_decode.training.task import Prompt, judge
+from rlvr_decode.training.tasks.data import make_task
+from rlvr_decode.training.tasks.task import Prompt, judge
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (1_000_000, 2_000_000)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rlvr_decode.training.boundary import pass_at_k
+from rlvr_decode.training.evaluation.boundary import pass_at_k
 
 Line = dict[str, Any]
 KS = (1, 16)

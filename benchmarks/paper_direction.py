@@ -31,7 +31,7 @@ from rlvr_decode.evaluate.statistics import Interval
 from rlvr_decode.evaluate.summary import Summary, gain, summaries
 from rlvr_decode.pair import Pair
 from rlvr_decode.params import Extrapolation
-from rlvr_decode.training.data import Table
+from rlvr_decode.training.tasks.data import Table
 from rlvr_decode.training.verbs.tasks import Verdicts
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."

@@ -26,10 +26,10 @@ import torch
 import transformers
 
 from rlvr_decode.pair import Pair
-from rlvr_decode.training.addition import Addition
 from rlvr_decode.training.config import Checkpoint, Evaluation, Objective, Train, load
-from rlvr_decode.training.model import open_model
-from rlvr_decode.training.rollout import TransformersRollout
+from rlvr_decode.training.policy.model import open_model
+from rlvr_decode.training.rollout.rollout import TransformersRollout
+from rlvr_decode.training.tasks.addition import Addition
 from rlvr_decode.training.trainer import train_recipe
 
 RESULTS = Path(__file__).parent / "results"

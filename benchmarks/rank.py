@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlvr_decode.training.spectral import trajectory_rank, window_ranks
+from rlvr_decode.training.rank.spectral import trajectory_rank, window_ranks
 
 RESULTS = Path(__file__).parent / "results" / "rank.md"
 WINDOW, STRIDE = 64, 32

@@ -21,11 +21,11 @@ import torch
 
 from rlvr_decode.pair import Pair
 from rlvr_decode.training.config import load
-from rlvr_decode.training.data import make_task
 from rlvr_decode.training.recipe import read_recipe
 from rlvr_decode.training.soe.config import CHOICES, SOE
 from rlvr_decode.training.soe.run import collect, read_records, summary
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.tasks.data import make_task
+from rlvr_decode.training.tasks.task import Prompt
 from rlvr_decode.training.trainer import train_recipe
 
 RESULTS = Path(__file__).parent / "results"

@@ -33,11 +33,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlvr_decode.ops import extrapolate
 from rlvr_decode.pair import Pair
-from rlvr_decode.training.addition import Addition, is_shortcut
 from rlvr_decode.training.config import Checkpoint, load
-from rlvr_decode.training.model import open_model
-from rlvr_decode.training.rollout import draw
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.policy.model import open_model
+from rlvr_decode.training.rollout.rollout import draw
+from rlvr_decode.training.tasks.addition import Addition, is_shortcut
+from rlvr_decode.training.tasks.task import Prompt
 from rlvr_decode.training.trainer import train_recipe
 
 RESULTS = Path(__file__).parent / "results"

@@ -94,7 +94,7 @@ class Letters:
         self.questions = questions
 
     def prompt(self, index: int, *, seed: int, split: str) -> Any:
-        from rlvr_decode.training.task import Prompt
+        from rlvr_decode.training.tasks.task import Prompt
 
         return Prompt(text=self.questions[index % len(self.questions)], answer="")
 

@@ -17,7 +17,7 @@ VERBS = {
     "train": ("rlvr_decode.training.cli", "train a pair from a recipe"),
     "soe": ("rlvr_decode.training.soe.run", "collect traces of solutions a model does not find"),
     "sft": ("rlvr_decode.training.sft", "a cold start: one epoch on collected traces"),
-    "simulate": ("rlvr_decode.training.simulate", "the two stages of RLVR, on a bandit"),
+    "simulate": ("rlvr_decode.training.stages.simulate", "the two stages of RLVR, on a bandit"),
 }
 # What a verb needs beyond the core, and the extras that bring it.
 EXTRAS = {

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlvr_decode.training.checkpoint import appearing_whole
 from rlvr_decode.training.config import load
-from rlvr_decode.training.disk import SaveError
-from rlvr_decode.training.distributed import is_first
-from rlvr_decode.training.interrupt import EXIT_CODE, Stopped
-from rlvr_decode.training.judging import RewardError
-from rlvr_decode.training.rollout import RolloutError
+from rlvr_decode.training.processes.distributed import is_first
+from rlvr_decode.training.rewards.judging import RewardError
+from rlvr_decode.training.rollout.rollout import RolloutError
+from rlvr_decode.training.run.checkpoint import appearing_whole
+from rlvr_decode.training.run.disk import SaveError
+from rlvr_decode.training.run.interrupt import EXIT_CODE, Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlvr_decode.training.config import Train
-from rlvr_decode.training.model import located
-from rlvr_decode.training.policies import Policies
-from rlvr_decode.training.rollout import RolloutEngine, TransformersRollout
+from rlvr_decode.training.policy.model import located
+from rlvr_decode.training.policy.policies import Policies
+from rlvr_decode.training.rollout.rollout import RolloutEngine, TransformersRollout
 
 
 def make_engine(
@@ -37,7 +37,7 @@ def _transformers(
 
 def _vllm(config: Train, policies: Policies, base: str | Path, layer: int | None) -> RolloutEngine:
     # Imported late: vLLM takes seconds to import, and may not be installed.
-    from rlvr_decode.training.vllm_rollout import VLLMRollout
+    from rlvr_decode.training.rollout.vllm import VLLMRollout
 
     if policies.processes.size > 1:
         raise ValueError(

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.config import Pretrain, Train
-from rlvr_decode.training.interrupt import Stopped, StopRequest
-from rlvr_decode.training.metrics import MetricsLog
-from rlvr_decode.training.model import new_model, save_model
-from rlvr_decode.training.optim import muon_and_adamw, set_lr
-from rlvr_decode.training.task import Corpus
+from rlvr_decode.training.policy.model import new_model, save_model
+from rlvr_decode.training.policy.optim import muon_and_adamw, set_lr
+from rlvr_decode.training.run.checkpoint import Checkpoints, appearing_whole
+from rlvr_decode.training.run.interrupt import Stopped, StopRequest
+from rlvr_decode.training.run.metrics import MetricsLog
+from rlvr_decode.training.tasks.task import Corpus
 
 _IGNORED = -100
 _TOKENIZER_TEXTS = 2000

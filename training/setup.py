@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlvr_decode.fetched import CHECKPOINTS
-from rlvr_decode.training.adapted import adapter_config
 from rlvr_decode.training.config import Train, build
-from rlvr_decode.training.distributed import Processes
 from rlvr_decode.training.engines import check_engine
-from rlvr_decode.training.interrupt import StopRequest
-from rlvr_decode.training.model import located
 from rlvr_decode.training.objectives import OBJECTIVES, Objective
+from rlvr_decode.training.policy.adapted import adapter_config
+from rlvr_decode.training.policy.model import located
 from rlvr_decode.training.pretrain import pretrain
-from rlvr_decode.training.ranks import RankReward
-from rlvr_decode.training.report import check_log
-from rlvr_decode.training.reset import ResetRule
-from rlvr_decode.training.stages import StageSettings
-from rlvr_decode.training.task import Corpus, Task
-from rlvr_decode.training.trends import TrendSettings
+from rlvr_decode.training.processes.distributed import Processes
+from rlvr_decode.training.rank.ranks import RankReward
+from rlvr_decode.training.rank.trends import TrendSettings
+from rlvr_decode.training.run.interrupt import StopRequest
+from rlvr_decode.training.run.report import check_log
+from rlvr_decode.training.stages.monitor import StageSettings
+from rlvr_decode.training.stages.reset import ResetRule
+from rlvr_decode.training.tasks.task import Corpus, Task
 
 
 def find_base(config: Train, task: Task, directory: Path, stop: StopRequest) -> str | Path:

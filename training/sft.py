@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.config import Optim, Train
-from rlvr_decode.training.metrics import MetricsLog
-from rlvr_decode.training.model import open_model, save_model
-from rlvr_decode.training.optim import adamw, set_lr
+from rlvr_decode.training.policy.model import open_model, save_model
+from rlvr_decode.training.policy.optim import adamw, set_lr
 from rlvr_decode.training.recipe import read_recipe
-from rlvr_decode.training.run import claim
+from rlvr_decode.training.run.checkpoint import Checkpoints, appearing_whole
+from rlvr_decode.training.run.directory import claim
+from rlvr_decode.training.run.metrics import MetricsLog
 
 _IGNORED = -100
 

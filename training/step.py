@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from rlvr_decode.training.config import Train, build
-from rlvr_decode.training.distributed import Processes
-from rlvr_decode.training.dynamic_sampling import Collected, Judged, collect, gathered
 from rlvr_decode.training.engines import make_engine
-from rlvr_decode.training.held_out import HeldOut
-from rlvr_decode.training.mrpo import mrpo_metrics
+from rlvr_decode.training.evaluation.held_out import HeldOut
 from rlvr_decode.training.objectives import LossInputs, Objective
-from rlvr_decode.training.optim import adamw
-from rlvr_decode.training.policies import Policies
-from rlvr_decode.training.ranks import RankReward, ranked_rewards
-from rlvr_decode.training.resetting import Resets
-from rlvr_decode.training.rollout import Rollouts
-from rlvr_decode.training.run import draw_seed
-from rlvr_decode.training.staging import Staging
-from rlvr_decode.training.task import Prompt, Task, fill_skipped, final_answers, judge, render
-from rlvr_decode.training.trends import Trends, TrendSettings
+from rlvr_decode.training.policy.optim import adamw
+from rlvr_decode.training.policy.policies import Policies
+from rlvr_decode.training.processes.distributed import Processes
+from rlvr_decode.training.rank.mrpo import mrpo_metrics
+from rlvr_decode.training.rank.ranks import RankReward, ranked_rewards
+from rlvr_decode.training.rank.trends import Trends, TrendSettings
+from rlvr_decode.training.rollout.dynamic_sampling import Collected, Judged, collect, gathered
+from rlvr_decode.training.rollout.rollout import Rollouts
+from rlvr_decode.training.run.directory import draw_seed
+from rlvr_decode.training.stages.resetting import Resets
+from rlvr_decode.training.stages.staging import Staging
+from rlvr_decode.training.tasks.task import Prompt, Task, fill_skipped, final_answers, judge, render
 from rlvr_decode.training.update import REMEDY, update
 
 

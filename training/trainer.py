@@ -16,19 +16,19 @@ from typing import Any
 import torch
 
 from rlvr_decode.pair import FILE, write_pair
-from rlvr_decode.training.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.config import Train, build
-from rlvr_decode.training.data import make_task
-from rlvr_decode.training.disk import saving
-from rlvr_decode.training.distributed import Processes, processes
-from rlvr_decode.training.interrupt import Stopped, StopRequest, stop_on_signals
-from rlvr_decode.training.lock import held
-from rlvr_decode.training.questions import Rewards, Rows, in_memory
-from rlvr_decode.training.report import reporting
-from rlvr_decode.training.run import claim, provenance
+from rlvr_decode.training.processes.distributed import Processes, processes
+from rlvr_decode.training.run.checkpoint import Checkpoints, appearing_whole
+from rlvr_decode.training.run.directory import claim, provenance
+from rlvr_decode.training.run.disk import saving
+from rlvr_decode.training.run.interrupt import Stopped, StopRequest, stop_on_signals
+from rlvr_decode.training.run.lock import held
+from rlvr_decode.training.run.report import reporting
 from rlvr_decode.training.setup import check_sections, find_base, make_objective
 from rlvr_decode.training.step import Trainer
-from rlvr_decode.training.task import Task
+from rlvr_decode.training.tasks.data import make_task
+from rlvr_decode.training.tasks.questions import Rewards, Rows, in_memory
+from rlvr_decode.training.tasks.task import Task
 
 
 def train(

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from rlvr_decode.training.config import Optim
-from rlvr_decode.training.distributed import Processes
 from rlvr_decode.training.objectives import LossInputs, Objective, merge_metrics
-from rlvr_decode.training.optim import set_lr
-from rlvr_decode.training.policies import Policies
-from rlvr_decode.training.rollout import Rollouts
-from rlvr_decode.training.sharding import full
+from rlvr_decode.training.policy.optim import set_lr
+from rlvr_decode.training.policy.policies import Policies
+from rlvr_decode.training.processes.distributed import Processes
+from rlvr_decode.training.processes.sharding import full
+from rlvr_decode.training.rollout.rollout import Rollouts
 
 REMEDY = "The newest checkpoint is intact; lower optim.lr and start anew"
 

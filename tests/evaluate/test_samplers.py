@@ -13,8 +13,8 @@ from rlvr_decode.evaluate.with_vllm import VllmSampler
 from rlvr_decode.pair import Pair, write_pair
 from rlvr_decode.params import Extrapolation
 from rlvr_decode.testing import make_adapter, make_checkpoints
-from rlvr_decode.training.addition import Addition
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.tasks.addition import Addition
+from rlvr_decode.training.tasks.task import Prompt
 
 GATED = Extrapolation(strength=0.5, gate="delta", threshold=-0.3, primary="base")
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from rlvr_decode.training import data
 from rlvr_decode.training.config import Architecture, Evaluation, Log, Optim, Rollout, Task, Train
-from rlvr_decode.training.model import new_model, save_model
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.policy.model import new_model, save_model
+from rlvr_decode.training.tasks import data
+from rlvr_decode.training.tasks.task import Prompt
 
 MICRO = Architecture(hidden=32, layers=2, heads=2, kv_heads=1, head=16, intermediate=48)
 

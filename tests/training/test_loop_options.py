@@ -17,16 +17,16 @@ from rlvr_decode.training.config import (
     Rollout,
     Task,
 )
-from rlvr_decode.training.data import make_task
-from rlvr_decode.training.dynamic_sampling import Judged, collect
-from rlvr_decode.training.logprobs import check_head, response_logprobs
-from rlvr_decode.training.model import open_model
-from rlvr_decode.training.mrpo import mrpo_rewards
 from rlvr_decode.training.objectives import merge_metrics
-from rlvr_decode.training.ranks import RankReward, response_ranks
-from rlvr_decode.training.rollout import Rollouts
+from rlvr_decode.training.policy.logprobs import check_head, response_logprobs
+from rlvr_decode.training.policy.model import open_model
+from rlvr_decode.training.rank.mrpo import mrpo_rewards
+from rlvr_decode.training.rank.ranks import RankReward, response_ranks
+from rlvr_decode.training.rollout.dynamic_sampling import Judged, collect
+from rlvr_decode.training.rollout.rollout import Rollouts
 from rlvr_decode.training.step import Trainer
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.tasks.data import make_task
+from rlvr_decode.training.tasks.task import Prompt
 from rlvr_decode.training.trainer import make_objective, train, train_recipe
 
 

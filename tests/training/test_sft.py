@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlvr_decode.training import sft
-from rlvr_decode.training.model import open_model
+from rlvr_decode.training.policy.model import open_model
 from rlvr_decode.training.sft import SFT, Trace, batches, encode, main, train_on_traces
 
 TRACES = [Trace(f"{i}+{i}=?\n", f"{2 * i}") for i in range(20)]

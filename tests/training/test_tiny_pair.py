@@ -10,9 +10,9 @@ import torch
 from rlvr_decode import Extrapolation
 from rlvr_decode.hf import generate
 from rlvr_decode.pair import Pair
-from rlvr_decode.training.addition import Addition, is_shortcut
 from rlvr_decode.training.config import load
-from rlvr_decode.training.model import open_model
+from rlvr_decode.training.policy.model import open_model
+from rlvr_decode.training.tasks.addition import Addition, is_shortcut
 
 STRENGTHS = (-1.0, 0.0, 1.0, 3.0)
 PROMPTS = 400

@@ -17,10 +17,10 @@ from rlvr_decode.pair import Pair
 from rlvr_decode.training import setup
 from rlvr_decode.training.cli import main
 from rlvr_decode.training.config import Checkpoint, Evaluation, Log, Objective, Optim, load
-from rlvr_decode.training.data import make_task
-from rlvr_decode.training.logprobs import response_logprobs
 from rlvr_decode.training.objectives import OBJECTIVES, LossOutputs
+from rlvr_decode.training.policy.logprobs import response_logprobs
 from rlvr_decode.training.step import Trainer
+from rlvr_decode.training.tasks.data import make_task
 from rlvr_decode.training.trainer import make_objective
 from rlvr_decode.training.trainer import train_recipe as train
 
@@ -242,7 +242,8 @@ every = 2
 # Runs a recipe, and dies by SIGKILL at the n-th call of one function.
 KILLED = """
 import os, signal, sys
-from rlvr_decode.training import checkpoint, metrics
+from rlvr_decode.training.run import checkpoint
+from rlvr_decode.training.run import metrics
 from rlvr_decode.training.cli import main
 
 recipe, out, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])

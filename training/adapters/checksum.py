@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rlvr_decode.training.sharding import full
+from rlvr_decode.training.processes.sharding import full
 
 
 def tensor_checksums(state: Mapping[str, Tensor]) -> dict[str, str]:

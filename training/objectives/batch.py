@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlvr_decode.training.groups import group_size, group_sum, is_constant
+from rlvr_decode.training.objectives.groups import group_size, group_sum, is_constant
 from rlvr_decode.training.objectives.inputs import LossInputs, Totals
 
 LOG_PROBS = ("old_logp_BT", "ref_logp_BT", "rollout_logp_BT")

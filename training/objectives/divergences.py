@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlvr_decode.training.groups import group_sum
+from rlvr_decode.training.objectives.groups import group_sum
 
 
 def forward_kl(logp_B: Tensor, logw_B: Tensor, group_B: Tensor) -> Tensor:

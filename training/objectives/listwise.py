@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlvr_decode.training.groups import (
+from rlvr_decode.training.objectives.divergences import DIVERGENCES
+from rlvr_decode.training.objectives.groups import (
     group_log_softmax,
     group_mean,
     group_size,
     group_std,
 )
-from rlvr_decode.training.objectives.divergences import DIVERGENCES
 from rlvr_decode.training.objectives.inputs import LossInputs
 
 Coefficients = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, get_args, get_type_hints
 
-from rlvr_decode.training import advantages
+from rlvr_decode.training.objectives import advantages
 from rlvr_decode.training.objectives.checks import one_of
 from rlvr_decode.training.objectives.listwise import Projection
 from rlvr_decode.training.objectives.objective import Advantage, Objective

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rlvr_decode.training.groups import group_mean, group_std
+from rlvr_decode.training.objectives.groups import group_mean, group_std
 from rlvr_decode.training.objectives.inputs import LossInputs
 from rlvr_decode.training.objectives.policy_losses import response_mean
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlvr_decode.training.groups import is_constant
+from rlvr_decode.training.objectives.groups import is_constant
 
 
 def overlong_penalty(lengths_B: Tensor, *, max_tokens: int, buffer: int) -> Tensor:

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlvr_decode.training.run import draw_seed
+from rlvr_decode.training.run.directory import draw_seed
 from rlvr_decode.training.soe.config import Search
 from rlvr_decode.training.soe.generator import Generator
 from rlvr_decode.training.soe.manifold import bias_manifold, orthogonality
 from rlvr_decode.training.soe.text import distinct, truncation_points
-from rlvr_decode.training.task import Prompt, Task, judge
+from rlvr_decode.training.tasks.task import Prompt, Task, judge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlvr_decode.training.rollout import TransformersRollout
-from rlvr_decode.training.run import draw_seed
-from rlvr_decode.training.task import Prompt, render
+from rlvr_decode.training.rollout.rollout import TransformersRollout
+from rlvr_decode.training.run.directory import draw_seed
+from rlvr_decode.training.tasks.task import Prompt, render
 
 T = TypeVar("T")
 

@@ -15,14 +15,14 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from rlvr_decode.training.config import Train
-from rlvr_decode.training.data import make_task
-from rlvr_decode.training.metrics import MetricsLog
-from rlvr_decode.training.model import open_model
+from rlvr_decode.training.policy.model import open_model
 from rlvr_decode.training.recipe import read_recipe
-from rlvr_decode.training.run import claim, draw_seed
+from rlvr_decode.training.run.directory import claim, draw_seed
+from rlvr_decode.training.run.metrics import MetricsLog
 from rlvr_decode.training.soe.config import SOE
 from rlvr_decode.training.soe.explore import Problem, explore
 from rlvr_decode.training.soe.generator import Generator, TransformersGenerator
+from rlvr_decode.training.tasks.data import make_task
 
 FILE = "traces.jsonl"
 

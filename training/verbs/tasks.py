@@ -13,10 +13,10 @@ import transformers
 
 from rlvr_decode.evaluate.run import Asked
 from rlvr_decode.training.config import override
-from rlvr_decode.training.data import Table, make_task
-from rlvr_decode.training.judging import RewardError
-from rlvr_decode.training.tables import READERS
-from rlvr_decode.training.task import Prompt, Split, Task, Traits, fill_skipped, judge
+from rlvr_decode.training.rewards.judging import RewardError
+from rlvr_decode.training.tasks.data import Table, make_task
+from rlvr_decode.training.tasks.tables import READERS
+from rlvr_decode.training.tasks.task import Prompt, Split, Task, Traits, fill_skipped, judge
 
 SPLITS = ("held_out", "train")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlvr_decode.training import data
 from rlvr_decode.training.config import Objective, Optim, Rollout, Task
-from rlvr_decode.training.model import open_model
 from rlvr_decode.training.objectives import OBJECTIVES
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.policy.model import open_model
+from rlvr_decode.training.tasks import data
+from rlvr_decode.training.tasks.task import Prompt
 from rlvr_decode.training.trainer import train_recipe
 
 TEXT = "say "

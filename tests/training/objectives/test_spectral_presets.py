@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlvr_decode.training.mrpo import mrpo_rewards
 from rlvr_decode.training.objectives import OBJECTIVES, LossInputs
 from rlvr_decode.training.objectives.presets.spectral import a_grae, mrpo, verl
+from rlvr_decode.training.rank.mrpo import mrpo_rewards
 
 
 def inputs(rewards_B: torch.Tensor) -> LossInputs:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlvr_decode.training.soe.config import Search
 from rlvr_decode.training.soe.explore import Problem, explore
 from rlvr_decode.training.soe.generator import Sample
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.tasks.task import Prompt
 
 # What the scripted teacher thinks when it reads a continuation: two directions are its habit.
 THOUGHTS = {"left": [1.0, 0, 0], "right": [-1.0, 0, 0], "up": [0, 1.0, 0], "down": [0, -1.0, 0]}

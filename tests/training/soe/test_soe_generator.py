@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlvr_decode.testing import make_checkpoints
-from rlvr_decode.training.model import open_model
+from rlvr_decode.training.policy.model import open_model
 from rlvr_decode.training.soe.generator import TransformersGenerator
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.tasks.task import Prompt
 
 PREFIXES = ["12+34=?\n", "5+6=?\n1+1", "7"]
 CONTINUATIONS = ["2+4+0=06", "x", ",3+1"]

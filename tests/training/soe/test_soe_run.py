@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from rlvr_decode.testing import make_checkpoints
-from rlvr_decode.training import data
 from rlvr_decode.training.config import Task
 from rlvr_decode.training.soe import run as soe_run
 from rlvr_decode.training.soe.config import SOE, Search
 from rlvr_decode.training.soe.run import collect, main, read_records, summary
-from rlvr_decode.training.task import Prompt
+from rlvr_decode.training.tasks import data
+from rlvr_decode.training.tasks.task import Prompt
 
 
 class EvenLength:

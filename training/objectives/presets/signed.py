@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from rlvr_decode.training import advantages
-from rlvr_decode.training.objectives import policy_losses
+from rlvr_decode.training.objectives import advantages, policy_losses
 from rlvr_decode.training.objectives.checks import clip_range, number, whole_number
 from rlvr_decode.training.objectives.objective import Advantage, Objective
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from rlvr_decode.training import mrpo as estimators
-from rlvr_decode.training import verl as trends
 from rlvr_decode.training.objectives import policy_losses
 from rlvr_decode.training.objectives.checks import clip_range, number
 from rlvr_decode.training.objectives.objective import Advantage, Objective
+from rlvr_decode.training.rank import mrpo as estimators
+from rlvr_decode.training.rank import verl as trends
 
 
 def mrpo(

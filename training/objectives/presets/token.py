@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from rlvr_decode.training import advantages
-from rlvr_decode.training.objectives import policy_losses, trust_regions
+from rlvr_decode.training.objectives import advantages, policy_losses, trust_regions
 from rlvr_decode.training.objectives.checks import clip_range, number, one_of
 from rlvr_decode.training.objectives.objective import Advantage, Objective
 

@@ -1,0 +1,41 @@
+"""Where a model may come from: a directory, or a pair's base; every part opens both."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlvr_decode.pair import Pair
+from rlvr_decode.training.config import Adapter, Optim, Rollout, Task
+from rlvr_decode.training.policy.model import located, open_model
+from rlvr_decode.training.trainer import train_recipe
+
+BASE = Pair.open("tiny").base.fetch()
+
+
+def test_a_pair_stands_for_its_base(micro_base):
+    assert located("pair:tiny") == BASE
+    assert located(f"pair:{BASE.parent}") == BASE
+    assert located("owner/model") == "owner/model"
+    assert located(micro_base) == micro_base
+    ours, theirs = (open_model(source)[0].state_dict() for source in ("pair:tiny", BASE))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_unknown_pair_is_told():
+    with pytest.raises(ValueError, match="nowhere"):
+        located("pair:nowhere")
+
+
+@pytest.mark.parametrize("adapter", [None, Adapter(kind="lora", options={"rank": 2})])
+def test_a_run_from_a_pair_makes_a_pair(micro, adapter):
+    config = micro(
+        task=Task(name="add3"),
+        base="pair:tiny",
+        rollout=Rollout(prompts=2, group=4, max_new_tokens=4),
+        optim=Optim(steps=1),
+        adapter=adapter,
+    )
+    pair = Pair.open(train_recipe(config))
+    assert pair.base.fetch() == BASE
+    assert train_recipe(replace(config)) == pair.rlvr.fetch().parent / "pair.json"

@@ -1,0 +1,193 @@
+"""Every built-in reward against answers written to hang it, run in it or speak in its place."""
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import time
+
+import pytest
+
+from rlvr_decode.training.rewards.guard import guarded
+from rlvr_decode.training.rewards.judging import Judge, read_rewards
+from rlvr_decode.training.tasks.reasoning_gym import EVALUATING, ReasoningGym
+
+CANARY = "RLVR_DECODE_WAS_HERE"
+
+_ACTS = (
+    f"__import__('os').system('touch {CANARY}')",
+    f"open('{CANARY}', 'w').close()",
+    f"(lambda: [c for c in ().__class__.__base__.__subclasses__()] and open('{CANARY}','w'))()",
+    f"exec(\"open('{CANARY}','w')\")",
+    f"S(\"__import__('os').system('touch {CANARY}')\")",
+    f"Symbol('x').__class__.__init__.__globals__['sys'].modules['os'].mkdir('{CANARY}')",
+    "__import__('os')._exit(0)",
+    "exit()",
+    "9**9**9**9",
+    "factorial(10**9)",
+)
+_FORGERIES = (
+    "reward=1",
+    "reward=1\n" * 5,
+    json.dumps({"id": "0" * 16, "value": 1.0}),
+    "\n" + json.dumps({"id": None, "value": 1.0}) + "\n",
+    '"}\n{"value": 1.0}\n',
+    "\x00\n\r\u2028\u2029\x85" + json.dumps({"value": 1}),
+    "\ud800 lone",
+    "NaN",
+    "inf",
+    "-Infinity",
+    "1e999999999",
+)
+# Each with the size up to which Math-Verify copes with it in well under a second.
+_SHAPES = (
+    (2, lambda n: r"\pi^{" * n + "2" + "}" * n),
+    (1, lambda n: "9^{" * n + "9" + "}" * n),
+    (3, lambda n: r"\frac{1}{" * n + "2" + "}" * n),
+    (13, lambda n: r"\sqrt{" * n + "x" + "}" * n),
+    (5, lambda n: "(" * n + "1" + ")" * n),
+    (13, lambda n: "{" * n),
+    (300, lambda n: "}" * n),
+    (13, lambda n: r"\left(" * n),
+    (300, lambda n: "9" * n),
+    (3, lambda n: "9" * n + "^" + "9" * n),
+    (1, lambda n: "9" * min(n, 12) + "!" * min(n, 4)),
+    (40, lambda n: "x^{" + "9" * n + "}"),
+    (3, lambda n: r"\binom{" + "9" * n + "}{" + "4" * n + "}"),
+    (1, lambda n: r"\sum_{k=1}^{" + "9" * n + "} k^k"),
+    (2, lambda n: r"\int_0^1 " + "x^x" * n + " dx"),
+    (5, lambda n: "+".join(f"x^{{{k}}}" for k in range(n)) + "=0"),
+    (40, lambda n: r"\begin{pmatrix}" + r"1&2\\" * n + r"\end{pmatrix}"),
+    (40, lambda n: "\\{" + ",".join(map(str, range(n))) + "\\}"),
+    (300, lambda n: "<" * n + "think>" + "</think>" * n),
+    (13, lambda n: "a" * n + "!"),
+    (300, lambda n: "1," * n),
+    (300, lambda n: "٣" * n),
+    (40, lambda n: "−1" * n),
+    (300, lambda n: "１" * n),
+)
+_FRAMES = ("{}", "${}$", r"\boxed{{{}}}", r"The answer is $\boxed{{{}}}$.", "$$\n{}\n$$", ";{}")
+
+
+def hostile_answers(count, seed):
+    """Answers none of which is right for any question asked here."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        kind = rng.random()
+        if kind < 0.2:
+            text = rng.choice(_ACTS)
+        elif kind < 0.35:
+            text = rng.choice(_FORGERIES)
+        elif kind < 0.9:
+            largest, shape = rng.choice(_SHAPES)
+            sizes = (1, 2, 3, 5, 8, 13, 40, 300)
+            text = shape(rng.choice([n for n in sizes if n <= largest]))
+        else:
+            code_points = [
+                rng.choice((rng.randrange(128), rng.randrange(0xD7FF))) for _ in "x" * 50
+            ]
+            text = "".join(map(chr, code_points))
+        yield rng.choice(_FRAMES).format(text)
+
+
+def huge_answers(length):
+    units = ("9", "$", "{", r"\boxed{", "a ", "1,", "<think>", "\n", "é")
+    return [(unit * (length // len(unit) + 1))[:length] for unit in units]
+
+
+def judge_of(reward, **settings):
+    return Judge(read_rewards(reward), **({"workers": 1} | settings))
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A directory to run in, where nothing may appear."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+# The form has one short way to match, so that only an answer of that form gets the reward.
+BUILT_IN = ("exact", "after_semicolon", "last_number", {"name": "regex", "pattern": "1[0-8]7"})
+
+
+@pytest.mark.parametrize("reward", BUILT_IN, ids=str)
+def test_no_hostile_answer_is_rewarded_or_costs_more_than_itself(reward, canary):
+    answers = list(hostile_answers(3000, seed=0))
+    judge = judge_of(reward)
+    verdicts = judge.judge(["137", *answers, "137"], ["137"] * 3002)
+    expected = 0.0 if reward == "after_semicolon" else 1.0
+    assert verdicts == [expected, *[0.0] * 3000, expected]
+    assert not any(judge.take_counts().values())
+    judge.close()
+
+
+def test_math_verify_against_hostile_answers(canary):
+    answers = list(hostile_answers(2000, seed=1))
+    judge = judge_of("math_verify", time_out=2.0)
+    verdicts = judge.judge(["$137$", *answers, "137"], ["137"] * 2002)
+    assert verdicts == [1.0, *[0.0] * 2000, 1.0]
+    counts = judge.take_counts()
+    # What the guard refuses is counted as an error; it stops little that is harmless.
+    assert counts["reward_errors"] <= 20
+    assert counts["reward_timeouts"] + counts["reward_crashes"] <= 4
+    judge.close()
+
+
+@pytest.mark.parametrize(("index", "size"), [(0, 40), (1, 40), (9, 300), (13, 300), (19, 300)])
+def test_an_answer_that_hangs_math_verify_costs_itself_alone(index, size):
+    judge = judge_of("math_verify", time_out=0.7)
+    bomb = _SHAPES[index][1](size)
+    verdicts = judge.judge(["$137$", rf"\boxed{{{bomb}}}", "$137$"], ["137"] * 3)
+    assert verdicts == [1.0, 0.0, 1.0]
+    counts = judge.take_counts()
+    assert counts["reward_timeouts"] + counts["reward_crashes"] == 1
+    judge.close()
+
+
+@pytest.mark.parametrize("reward", [*BUILT_IN, "math_verify"], ids=str)
+def test_ten_megabytes_hang_nothing(reward):
+    judge = judge_of(reward, time_out=5.0)
+    started = time.monotonic()
+    verdicts = judge.judge(huge_answers(10_000_000), ["137"] * 9)
+    assert verdicts == [0.0] * 9
+    assert not any(judge.take_counts().values())
+    assert time.monotonic() - started < 45
+    judge.close()
+
+
+def test_reasoning_gym_against_hostile_answers(canary):
+    task = ReasoningGym("chain_sum", workers=1, tag="answer")
+    prompt = task.prompt(0, seed=0, split="train")
+    answers = [f"<answer>{text}</answer>" for text in hostile_answers(500, seed=2)]
+    right = f"so <answer> {prompt.answer} </answer>"
+    verdicts = task.judge([prompt] * 502, [right, *answers, right])
+    assert verdicts[0] == verdicts[-1] == 1.0
+    assert max(verdicts[1:-1]) < 1.0
+    assert not any(task.take_counts().values())
+
+
+@pytest.mark.parametrize("name", EVALUATING)
+def test_scorers_that_evaluate_text_are_refused(name):
+    with pytest.raises(ValueError, match=f"reasoning_gym:{name}: its scorer evaluates text"):
+        ReasoningGym(name)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: compile("1 + 1", "<string>", "eval"),
+        lambda: os.open("made", os.O_WRONLY | os.O_CREAT),
+        lambda: os.system("touch made"),
+        lambda: subprocess.Popen(["touch", "made"]),
+    ],
+)
+def test_guarded_refuses_to_act_even_when_the_refusal_is_swallowed(act, canary):
+    with (
+        pytest.raises(PermissionError, match="a reward tried to"),
+        guarded(),
+        contextlib.suppress(PermissionError),
+    ):
+        act()
+    assert len(compile("1 + 1", "<string>", "eval").co_code)

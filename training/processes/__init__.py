@@ -1,0 +1,1 @@
+"""Several processes that share a run, and a model spread over them."""

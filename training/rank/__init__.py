@@ -1,0 +1,1 @@
+"""MRPO and VERL: rewards and bonuses from the effective rank of hidden states."""

@@ -1,0 +1,1 @@
+"""Rewards that can be verified, and the processes that judge where a bad one can be killed."""

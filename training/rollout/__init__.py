@@ -1,0 +1,1 @@
+"""Responses sampled from the policy, by transformers or by vLLM."""
