@@ -18,8 +18,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rlvr_decode.evaluate.arms import Arm
 from rlvr_decode.evaluate.engines import Engines, add_arguments, engine_of
@@ -37,8 +38,7 @@ from rlvr_decode.training.verbs.tasks import Verdicts
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
+class Published(NamedTuple):
     """A pair of the paper: its settings, and Avg@32 on AIME 2024 of three arms, in percent."""
 
     base: str
@@ -51,32 +51,10 @@ class Published:
 
 
 PUBLISHED = {
-    "orz": Published(
-        base="Qwen2.5-32B",
-        rlvr="Open-Reasoner-Zero-32B",
-        strength=0.1,
-        threshold=-0.4,
-        avg_rlvr=46.15,
-        avg_replace=43.33,
-        avg_extrapolate=47.50,
-    ),
-    "dapo": Published(
-        base="Qwen2.5-32B",
-        rlvr="DAPO-Qwen-32B",
-        strength=0.05,
-        threshold=-0.3,
-        avg_rlvr=52.50,
-        avg_replace=51.67,
-        avg_extrapolate=55.42,
-    ),
+    "orz": Published("Qwen2.5-32B", "Open-Reasoner-Zero-32B", 0.1, -0.4, 46.15, 43.33, 47.50),
+    "dapo": Published("Qwen2.5-32B", "DAPO-Qwen-32B", 0.05, -0.3, 52.50, 51.67, 55.42),
     "unireason": Published(
-        base="Qwen3-14B-Base",
-        rlvr="UniReason-Qwen3-14B-RL",
-        strength=0.1,
-        threshold=-0.35,
-        avg_rlvr=54.58,
-        avg_replace=54.06,
-        avg_extrapolate=55.83,
+        "Qwen3-14B-Base", "UniReason-Qwen3-14B-RL", 0.1, -0.35, 54.58, 54.06, 55.83
     ),
 }
 
