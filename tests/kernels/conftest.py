@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rlvr_decode import ops
@@ -134,3 +135,29 @@ def assert_within_budget():
         assert error <= 2 * (reference_error + rounding)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def any_logits():
+    """Draws logits as an engine could hand them over: of any dtype, strides, size and masks."""
+
+    def draw(data: st.DataObject, rows: int, columns: int) -> Tensor:
+        dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+        scale = data.draw(st.sampled_from([1e-3, 1.0, 8.0, 50.0]))
+        masked = data.draw(st.sampled_from([0.0, 0.3, 0.9]))
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+        values = torch.randn(rows, columns, generator=generator) * scale
+        keep = torch.rand(rows, columns, generator=generator) >= masked
+        keep[:, 0] = True
+        values = values.masked_fill(~keep, float("-inf")).to(dtype)
+
+        memory = torch.full((3 * rows + 2, 2 * columns + 5), float("nan"), dtype=dtype)
+        layouts = {
+            "whole": memory.flatten()[1 : 1 + rows * columns].view(rows, columns),
+            "rows": memory[1 : 1 + 3 * rows : 3, 2 : 2 + columns],
+            "columns": memory[:rows, 3 : 3 + 2 * columns : 2],
+            "transposed": torch.full((columns, rows + 3), float("nan"), dtype=dtype).t()[2:-1],
+        }
+        return layouts[data.draw(st.sampled_from(sorted(layouts)))].copy_(values)
+
+    return draw

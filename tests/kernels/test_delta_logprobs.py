@@ -135,3 +135,18 @@ def test_masked_tokens(kernels, assert_within_budget, data):
     rlvr, base = (torch.tensor(data.draw(st.lists(row, min_size=2, max_size=2))) for _ in range(2))
     tokens = torch.arange(width).expand(2, -1)
     check(kernels, assert_within_budget, rlvr, base, tokens)
+
+
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
+@given(data=st.data())
+@hypothesis_settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_logits(kernels, any_logits, assert_within_budget, data):
+    count, widths = data.draw(st.integers(1, 4)), st.sampled_from([1, 2, 31, 65, 1030])
+    rlvr, base = (any_logits(data, count, data.draw(widths)) for _ in range(2))
+    tokens = data.draw(st.lists(st.integers(-2, 1100), min_size=3, max_size=3))
+    check(kernels, assert_within_budget, rlvr, base, torch.tensor([tokens] * count))

@@ -179,3 +179,32 @@ def test_masks_are_never_undone(kernels, assert_within_budget, data):
         near = (rlvr - rlvr.amax(-1, keepdim=True) - math.log(0.0517)).abs() < 1e-4
         if not near.any():
             assert_within_budget(z, exact, working(rlvr, base, strength, plausibility))
+
+
+@given(data=st.data())
+@hypothesis_settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_logits_at_any_strength(kernels, any_logits, assert_within_budget, data):
+    count, widths = data.draw(st.integers(1, 4)), st.sampled_from([1, 2, 31, 65, 1030])
+    rlvr, base = (any_logits(data, count, data.draw(widths)) for _ in range(2))
+    strengths = st.lists(st.floats(-1, 10, width=32), min_size=count, max_size=count)
+    strength = torch.tensor(data.draw(strengths))
+    plausibility = torch.full((count,), data.draw(st.sampled_from([0.0, 0.0517, 1.0])))
+    settings = strength, plausibility
+
+    # Where rounding alone would decide whether a token is plausible, both answers are right.
+    gap = (
+        rlvr.double() - rlvr.double().amax(-1, keepdim=True) - plausibility.double().log()[:, None]
+    )
+    if ((gap != 0) & (gap.abs() < 1e-4)).any():
+        return
+    exact, same = oracle(rlvr, base, *settings), working(rlvr, base, *settings)
+    assert_within_budget(kernels.extrapolate(rlvr, base, *settings), exact, same)
+    z = kernels.extrapolate_(rlvr, base, *settings)
+    assert_within_budget(z, exact, same.to(rlvr.dtype))
+    untouched = strength == 0
+    assert torch.equal(bits(z)[untouched], bits(rlvr)[untouched])

@@ -251,3 +251,25 @@ def test_masked_tokens(kernels, data):
         assert (result.logprobs[bias == -INF] == -INF).all()
     total = result.logprobs.exp().sum(-1)
     torch.testing.assert_close(total[total > 0], torch.ones_like(total[total > 0]))
+
+
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
+@given(data=st.data())
+@hypothesis_settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_logits(kernels, any_logits, data):
+    rows, widths = (
+        data.draw(st.lists(a_row, min_size=1, max_size=3)),
+        st.sampled_from([2, 31, 1030]),
+    )
+    rlvr, base = (any_logits(data, len(rows), data.draw(widths)) for _ in range(2))
+    rule = rule_of(*rows)
+    result = kernels.gated_extrapolate(rlvr, base, rule)
+    exact = in_dtype(torch.float64, rlvr, base, rule, None)
+    for value, wanted in zip(result, exact, strict=True):
+        # Logits of 200 are known to 1e-5 in float32.
+        torch.testing.assert_close(value, wanted.float(), rtol=1e-5, atol=2e-4, equal_nan=True)
