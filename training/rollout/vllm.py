@@ -4,6 +4,8 @@ The engine holds the base. An adapter is handed over as a plain LoRA under a new
 has changed, never merged; full weights are sent into the engine in place. Whenever either happens
 the prefix cache is emptied, because it belongs to the policy before.
 
+Of several processes that share a run, each has such an engine for its share of the prompts.
+
 Its kernels are not the trainer's, so neither are its log-probs to the last bit: the trainer
 computes its own, and logs by how much they differ (`rollout_gap_…`, `rollout_kl`). Every response
 has a seed of its own. Left out: several GPUs to one engine.
@@ -83,7 +85,8 @@ class EngineThread:
 class VLLMRollout:
     """An engine of the base that follows the policy.
 
-    options  engine arguments over the ones chosen here.
+    processes  how many of them share the run, each with such an engine.
+    options    engine arguments over the ones chosen here.
     """
 
     exact = False
@@ -97,6 +100,7 @@ class VLLMRollout:
         base: str | Path,
         dtype: str,
         seed: int,
+        processes: int,
         time_out: float,
         options: dict[str, Any],
     ) -> None:
@@ -115,6 +119,8 @@ class VLLMRollout:
             "gpu_memory_utilization": 0.3,
             **platform_arguments(policy.device),
             **({} if adapter is None else lora_arguments(adapter)),
+            # The processes are not parts of one engine, though they were launched together.
+            **({} if processes == 1 else {"distributed_executor_backend": "external_launcher"}),
             **options,
         }
         self.time_out = time_out
@@ -236,7 +242,10 @@ def start(arguments: dict[str, Any]) -> Any:
     logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     from vllm import LLM
 
-    return LLM(**arguments)
+    from rlvr_decode.training.rollout.one_adapter import one_adapter
+
+    with one_adapter():
+        return LLM(**arguments)
 
 
 def renew_head(model: Any) -> None:
