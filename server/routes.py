@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from rlvr_decode import fetched
 from rlvr_decode.pair import Checkpoint, Pair
 from rlvr_decode.params import (
     GATES,
@@ -59,6 +60,9 @@ def describe(pair: Pair, served: Served) -> dict[str, Any]:
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     place = {"hub": checkpoint.hub, "revision": checkpoint.revision} if checkpoint.hub else {}
+    if checkpoint.fetched is not None:
+        package = str(fetched.CHECKPOINTS[checkpoint.fetched])
+        place = {"fetched": checkpoint.fetched, "package": package}
     return {"kind": checkpoint.kind, **place, "sha256": dict(checkpoint.sha256)}
 
 
