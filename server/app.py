@@ -29,6 +29,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from rlvr_decode.engine.refusals import refuse_unsupported, runs_v2
 from rlvr_decode.pair import Pair
+from rlvr_decode.server.absent import AbsentMiddleware
 from rlvr_decode.server.arguments import Parsed, parse
 from rlvr_decode.server.delta import delta_routes
 from rlvr_decode.server.interventions import rates_from
@@ -37,7 +38,7 @@ from rlvr_decode.server.middleware import ExtrapolationMiddleware
 from rlvr_decode.server.playground import page_routes
 from rlvr_decode.server.request import Served
 from rlvr_decode.server.routes import pair_routes
-from rlvr_decode.server.schema import describe_field
+from rlvr_decode.server.schema import correct_schema
 from rlvr_decode.server.trace import TraceMiddleware, scorer_from
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def attach(app: FastAPI, pair: Pair, served: Served) -> None:
     """Add the field and the routes to vLLM's app."""
     for router in (pair_routes(pair, served), delta_routes(served), page_routes()):
         app.include_router(router)
-    describe_field(app)
+    correct_schema(app)
     # Appended, so innermost: authentication and CORS come before it. vLLM has built the stack by
     # now, and Starlette adds to one that is built only when asked to build it again.
     app.user_middleware.append(Middleware(TraceMiddleware, score=scorer_from(app.state)))
@@ -129,6 +130,7 @@ def attach(app: FastAPI, pair: Pair, served: Served) -> None:
             ExtrapolationMiddleware, served=served, rates=rates_from(app.state), metrics=METRICS
         )
     )
+    app.user_middleware.append(Middleware(AbsentMiddleware))
     app.middleware_stack = app.build_middleware_stack()
 
 

@@ -120,5 +120,12 @@ def with_length(scope: Scope, length: int) -> Scope:
 
 def bad_request(error: SettingError) -> JSONResponse:
     """OpenAI's error envelope, with the fields vLLM gives it."""
-    detail = {"message": str(error), "type": "BadRequestError", "param": error.name, "code": 400}
+    message, param = _told(str(error)), _told(error.name)
+    detail = {"message": message, "type": "BadRequestError", "param": param, "code": 400}
     return JSONResponse({"error": detail}, status_code=400)
+
+
+def _told(text: str) -> str:
+    """A text that may hold keys of the request: of any length, and no Unicode at all."""
+    shown = text if len(text) <= 400 else text[:399] + "…"
+    return shown.encode("utf-8", "backslashreplace").decode()

@@ -30,6 +30,7 @@ from rlvr_decode.params import (
 )
 from rlvr_decode.server.body import Object, parse, refuse_repeated
 from rlvr_decode.server.gated import move_sampling
+from rlvr_decode.server.sendable import refuse_unsendable
 
 FIELD = "extrapolation"
 NAMED_STRENGTHS = {"rlvr": 0.0, "base": -1.0}
@@ -135,7 +136,9 @@ def translate(
         ticket = None
     if route.extrapolates:
         holder[route.carrier[-1]] = _flat(holder, route, settings, served, ticket)
-    return Translated(json.dumps(request).encode(), settings, ticket)
+    written = json.dumps(request).encode()
+    refuse_unsendable(request, written)
+    return Translated(written, settings, ticket)
 
 
 def _flat(

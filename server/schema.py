@@ -1,4 +1,4 @@
-"""The request field in the app's OpenAPI schema, typed, with its bounds and its words.
+"""The app's OpenAPI schema as it is here: with the request field, typed, its bounds and words.
 
 vLLM's own models describe every route's body but know nothing of `extrapolation`, which
 `middleware.py` takes out before they see it. Documentation pages, generated clients and fuzzers
@@ -18,6 +18,7 @@ from rlvr_decode.params import (
     STRENGTH_RANGE,
     THRESHOLD_RANGES,
 )
+from rlvr_decode.server.absent import ABSENT
 from rlvr_decode.server.request import FIELD, ROUTES
 
 NAME = "Extrapolation"
@@ -25,21 +26,23 @@ _REFERENCE = {"$ref": f"#/components/schemas/{NAME}"}
 _BODIES = "#/components/schemas/"
 
 
-def describe_field(app: FastAPI) -> None:
-    """Have `app.openapi()`, and with it /openapi.json and /docs, describe the field."""
+def correct_schema(app: FastAPI) -> None:
+    """Have `app.openapi()`, and so /openapi.json and /docs, say what this server takes."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         made = app.openapi_schema is None
         schema = plain()  # FastAPI makes it once and keeps it
         if made:
-            _add_field(schema)
+            _correct(schema)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _add_field(schema: dict[str, Any]) -> None:
+def _correct(schema: dict[str, Any]) -> None:
+    for path in ABSENT & schema["paths"].keys():
+        del schema["paths"][path]
     schemas = schema["components"]["schemas"]
     schemas[NAME] = field_schema()
     for path, route in ROUTES.items():

@@ -11,6 +11,7 @@ from vllm.entrypoints.launchers.app import build_app
 from rlvr_decode.pair import Pair
 from rlvr_decode.params import Extrapolation
 from rlvr_decode.server import app as server
+from rlvr_decode.server.absent import ABSENT
 from rlvr_decode.server.arguments import parse
 from rlvr_decode.server.request import ROUTES, Served
 
@@ -65,6 +66,15 @@ def test_every_route_that_can_generate_takes_the_field_or_refuses_it(flags):
     found = set(paths(make_app(*flags)))
     assert "/v1/chat/completions" in found
     assert found <= known, "a route of this vLLM that nobody has decided about"
+
+
+@pytest.mark.parametrize("path", sorted(ABSENT))
+def test_routes_that_could_only_fail_are_not_there(path):
+    app = make_app()
+    answer = ask(app, "POST", path, json={"new_data_parallel_size": 2})
+    assert answer.status_code == 404
+    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert path not in app.openapi()["paths"]
 
 
 def test_the_pair_describes_itself():

@@ -124,7 +124,7 @@ def test_what_was_said_is_applied(said, applied):
 def test_everything_else_in_the_body_arrives_unchanged():
     body = {
         "model": "tiny@0.5",
-        "messages": [{"role": "user", "content": "ünï 🙂 \u2028 \ud83d"}],
+        "messages": [{"role": "user", "content": "ünï 🙂 \u2028"}],
         "seed": 2**62,
         "temperature": 0.1 + 0.2,
         "unknown": {"nested": [None, True]},
@@ -327,6 +327,39 @@ def test_a_value_of_any_length_gets_a_short_answer():
         response = ask({"extrapolation": value}, app=never)
         assert response.status_code == 400
         assert len(response.text) < 400
+
+
+def test_a_name_of_any_kind_gets_an_answer():
+    assert_refused(ask({"extrapolation": {"\ud800": 1}}, app=never), r"extrapolation.\ud800", "")
+    response = ask({"extrapolation": {"x" * 10**6: 1}}, app=never)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("extrapolation.xxx")
+    assert len(response.text) < 1200
+
+
+UNSENDABLE = [
+    ({"structured_outputs": []}, "structured_outputs", "must be an object"),
+    ({"structured_outputs": "regex"}, "structured_outputs", "must be an object"),
+    ({"structured_outputs": False}, "structured_outputs", "must be an object"),
+    ({"stream_interval": 2**64}, "stream_interval", "must fit into 64 bits"),
+    ({"logit_bias": {"5": -(2**63) - 1}}, "logit_bias.5", "must fit into 64 bits"),
+    ({"stop": "\ud800"}, "stop", "half of a surrogate pair"),
+    ({"stop": ["a", "b\udfff"]}, "stop[1]", "half of a surrogate pair"),
+    ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0].content", "half of"),
+    ({"metadata": {"\ud800": 1}}, "metadata", "half of a surrogate pair"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "words"), UNSENDABLE)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses/render"])
+def test_what_no_engine_could_be_told_is_refused_by_place(path, body, param, words):
+    assert_refused(ask({"model": "tiny"} | body, path=path, app=never), param, words)
+
+
+def test_what_only_looks_unsendable_arrives():
+    body = {"prompt": "🙂\\ud800", "seed": 2**64 - 1, "a": -(2**63), "b": 1e300, "c": "9" * 30}
+    assert {**arrived(ask(body)), "vllm_xargs": None} == body | {"vllm_xargs": None}
+    assert arrived(ask({"structured_outputs": {"regex": "a"}}))["structured_outputs"]
 
 
 def test_nesting_too_deep_to_read_is_refused():
