@@ -85,7 +85,10 @@ def _declared_stops(file: Path) -> list[int]:
     declared = _json(file).get("eos_token_id")
     if declared is None:
         return []
-    return declared if isinstance(declared, list) else [declared]
+    stops = declared if isinstance(declared, list) else [declared]
+    if not all(type(stop) is int for stop in stops):
+        raise ValueError(f"{file}: eos_token_id={_short(declared)}: must be a token id, or several")
+    return stops
 
 
 def _model_config(directory: Path) -> dict[str, Any]:
@@ -166,7 +169,10 @@ def _json(file: Path) -> dict[str, Any]:
     """A config file's object; {} where there is no such file."""
     if not file.is_file():
         return {}
-    values = json.loads(file.read_bytes())
+    try:
+        values = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file}: must hold a JSON object, holds {type(values).__name__}")
     return values

@@ -76,9 +76,12 @@ class _Reader:
 
     def parsed(self) -> object:
         try:
-            return json.loads(self.file.read_bytes(), object_pairs_hook=_without_duplicates)
-        except ValueError as error:
+            value = json.loads(self.file.read_bytes(), object_pairs_hook=_without_duplicates)
+            # What a server says of its pair is JSON in UTF-8, without NaN and half surrogate pairs.
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.file}: not valid JSON: {error}") from error
+        return value
 
     def checkpoint(self, role: str, value: object) -> dict[str, Any]:
         entry = self.mapping(role, value)

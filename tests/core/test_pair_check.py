@@ -205,6 +205,35 @@ def test_the_stops_of_all_files_are_united(checkpoints):
     assert engine_stops(rlvr) == [2]
 
 
+@pytest.mark.parametrize("stops", ["2", {"a": 2}, [2, "3"], [[2]], 2.5, True])
+def test_stops_that_are_no_token_ids_are_refused_by_file(checkpoints, stops):
+    edit(checkpoints[1] / "config.json", eos_token_id=stops)
+    with pytest.raises(ValueError, match=r"rlvr/config.json: eos_token_id=.*must be a token id"):
+        stop_token_ids(*checkpoints)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
+def test_a_config_that_is_no_object_is_refused_by_file(checkpoints, text):
+    (checkpoints[0] / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"base/generation_config.json: "):
+        compare(checkpoints)
+
+
+def test_an_adapter_that_brings_code_is_refused(checkpoints):
+    base, adapter = checkpoints
+    (adapter / "config.json").unlink()
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({"peft_type": "LORA", "auto_map": {"AutoModel": "evil.Model"}}))
+    [found] = disagreements(base, adapter, kind="adapter")
+    assert found.startswith("rlvr/adapter_config.json: auto_map={'AutoModel'")
+    edit(base / "config.json", auto_map={"AutoConfig": "evil.Config"})
+    found = disagreements(base, adapter, kind="adapter")
+    assert [line.split(": ")[0] for line in found] == [
+        "base/config.json", "rlvr/adapter_config.json",
+    ]  # fmt: skip
+
+
 def test_a_pair_whose_rlvr_would_not_stop_for_base_brings_a_generation_config(checkpoints):
     base, rlvr = checkpoints
     edit(base / "generation_config.json", eos_token_id=[2, 7])
