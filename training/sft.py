@@ -28,6 +28,8 @@ from rlvr_decode.training.policy.optim import adamw, set_lr
 from rlvr_decode.training.recipe import read_recipe
 from rlvr_decode.training.run.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.run.directory import claim
+from rlvr_decode.training.run.disk import SaveError
+from rlvr_decode.training.run.lock import held
 from rlvr_decode.training.run.metrics import MetricsLog
 
 _IGNORED = -100
@@ -68,10 +70,17 @@ class Trace(NamedTuple):
 
 def train_on_traces(config: SFT) -> Path:
     """Returns the directory of the trained checkpoint; resumes, and returns at once when done."""
-    directory = claim(cast(Train, config))
+    directory = Path(config.out) / config.name
     target = directory / "model"
-    if target.exists():
-        return target
+    with held(directory):
+        claim(cast(Train, config))
+        if not target.exists():
+            learn(config, directory, target)
+    return target
+
+
+def learn(config: SFT, directory: Path, target: Path) -> None:
+    """The loop, from the newest checkpoint to the finished model."""
     traces = read_traces(Path(config.traces))
     model, tokenizer = open_model(config.base)
     optimizer = adamw(model, Optim(lr=config.lr))
@@ -97,7 +106,6 @@ def train_on_traces(config: SFT) -> Path:
             checkpoints.save(model, [optimizer], {"step": step})
     with appearing_whole(target) as scratch:
         save_model(model, tokenizer, scratch)
-    return target
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -154,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         checkpoint = train_on_traces(read_recipe(SFT, "sft", arguments.recipe, arguments.overrides))
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, SaveError) as error:
         print(f"rlvr-decode sft: {error}", file=sys.stderr)
         return 2
     print(checkpoint)

@@ -1,7 +1,9 @@
 """Supervised training on traces: labels, order, resuming, and that it learns."""
 
 import json
+import resource
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from safetensors.torch import load_file
 
 from rlvr_decode.training import sft
 from rlvr_decode.training.policy.model import open_model
+from rlvr_decode.training.run.disk import SaveError
+from rlvr_decode.training.run.lock import held
 from rlvr_decode.training.sft import SFT, Trace, batches, encode, main, train_on_traces
 
 TRACES = [Trace(f"{i}+{i}=?\n", f"{2 * i}") for i in range(20)]
@@ -81,6 +85,21 @@ def test_a_killed_run_resumes_to_the_same_bits(config, monkeypatch) -> None:
     ours, theirs = (load_file(path / "model.safetensors") for path in (resumed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert train_on_traces(config) == resumed
+
+
+def test_two_at_once_and_a_full_disk_are_told_by_name(config) -> None:
+    directory = Path(config.out) / config.name
+    message = r"cold: process \d+ on .* is at work here"
+    with held(directory), pytest.raises(ValueError, match=message):
+        train_on_traces(config)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(SaveError, match="step-000002: could not be written"):
+            train_on_traces(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert train_on_traces(config).exists()
 
 
 def test_bad_traces_name_the_line(config, tmp_path, capsys) -> None:

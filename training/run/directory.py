@@ -17,14 +17,16 @@ import transformers
 
 import rlvr_decode
 from rlvr_decode.training.config import Train
+from rlvr_decode.training.run.disk import saving
 
-_FREE = ("log.", "checkpoint.")
+_FREE = ("log.", "checkpoint.", "process_time_out", "rollout.time_out")
 
 
 def claim(config: Train) -> Path:
     """The directory of this run, made or found; one that another recipe made is refused.
 
-    What a run tells and how often it is checkpointed may change when it is resumed.
+    What a run tells, how often it is checkpointed and how long it waits may change when it is
+    resumed.
     """
     directory = Path(config.out) / config.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -32,8 +34,9 @@ def claim(config: Train) -> Path:
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     if not file.exists():
         scratch = file.with_suffix(".tmp")
-        scratch.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, file)
+        with saving(file):
+            scratch.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+            os.replace(scratch, file)
         return directory
     theirs, ours = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(mine)
     changed = sorted(k for k in theirs | ours if theirs.get(k) != ours.get(k))

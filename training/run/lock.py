@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlvr_decode.training.run.disk import saving
+
 FILE = "lock"
 
 
@@ -26,10 +28,11 @@ def held(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ValueError(
-                f"{directory}: {file.read().strip() or 'another process'} is training here; wait "
+                f"{directory}: {file.read().strip() or 'another process'} is at work here; wait "
                 "for it, stop it, or give this run another name=…"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with saving(directory / FILE):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
         yield

@@ -17,12 +17,16 @@ from tqdm import tqdm
 from rlvr_decode.training.config import Train
 from rlvr_decode.training.policy.model import open_model
 from rlvr_decode.training.recipe import read_recipe
+from rlvr_decode.training.rewards.judging import RewardError
 from rlvr_decode.training.run.directory import claim, draw_seed
+from rlvr_decode.training.run.disk import SaveError, saving
+from rlvr_decode.training.run.lock import held
 from rlvr_decode.training.run.metrics import MetricsLog
 from rlvr_decode.training.soe.config import SOE
 from rlvr_decode.training.soe.explore import Problem, explore
 from rlvr_decode.training.soe.generator import Generator, TransformersGenerator
 from rlvr_decode.training.tasks.data import make_task
+from rlvr_decode.training.tasks.task import Task
 
 FILE = "traces.jsonl"
 
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         traces = collect(read_recipe(SOE, "soe", arguments.recipe, arguments.overrides))
-    except ValueError as error:
+    except (ValueError, RewardError, SaveError) as error:
         print(f"rlvr-decode soe: {error}", file=sys.stderr)
         return 2
     print(json.dumps(summary(read_records(traces.parent)), indent=1))
@@ -60,35 +64,25 @@ def collect(
     as soon as they are done, and a run that is started again goes on after its last whole line,
     with the same draws. The models are the configured checkpoints unless given.
     """
-    directory = claim(cast(Train, config))
-    log = MetricsLog(directory / "problems.jsonl")
-    done = len(log.read())
-    log.rewind(done)
-    task = make_task(config.task.name, config.task.options)
-    starts = range(config.first, config.first + config.problems, config.problems_at_once)
-    if done < len(starts):
-        teacher = teacher or _open(config.teacher, config)
-        student = student or _open(config.student, config)
-        with tqdm(desc="soe", total=config.problems, unit="problem") as bar:
-            bar.update(min(done * config.problems_at_once, config.problems))
-            for chunk, start in enumerate(starts[done:], start=done + 1):
-                end = min(start + config.problems_at_once, config.first + config.problems)
-                problems = [
-                    Problem(index=i, prompt=task.prompt(i, seed=config.seed, split="train"))
-                    for i in range(start, end)
-                ]
-                records = explore(
-                    problems,
-                    task,
-                    teacher,
-                    student,
-                    config.search,
-                    seed=draw_seed("soe", config.seed, start),
-                )
-                log.write(chunk, {"problems": records})
-                bar.update(len(problems))
-                bar.set_postfix(traces=sum(len(r["traces"]) for r in read_records(directory)))
-    return _export(config, directory)
+    directory = Path(config.out) / config.name
+    with held(directory):
+        claim(cast(Train, config))
+        log = MetricsLog(directory / "problems.jsonl")
+        done = len(log.read())
+        log.rewind(done)
+        task = make_task(config.task.name, config.task.options)
+        starts = range(config.first, config.first + config.problems, config.problems_at_once)
+        if done < len(starts):
+            teacher = teacher or _open(config.teacher, config)
+            student = student or _open(config.student, config)
+            with tqdm(desc="soe", total=config.problems, unit="problem") as bar:
+                bar.update(min(done * config.problems_at_once, config.problems))
+                for chunk, start in enumerate(starts[done:], start=done + 1):
+                    records = _explore(config, task, start, teacher, student)
+                    log.write(chunk, {"problems": records})
+                    bar.update(len(records))
+                    bar.set_postfix(traces=sum(len(r["traces"]) for r in read_records(directory)))
+        return _export(config, directory)
 
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
@@ -118,6 +112,19 @@ def _open(source: str, config: SOE) -> TransformersGenerator:
     return TransformersGenerator(model, tokenizer, batch=config.batch, layer=config.layer)
 
 
+def _explore(
+    config: SOE, task: Task, start: int, teacher: Generator, student: Generator
+) -> list[dict[str, Any]]:
+    """The records of the problems whose model calls are batched together, from number `start`."""
+    end = min(start + config.problems_at_once, config.first + config.problems)
+    problems = [
+        Problem(index=i, prompt=task.prompt(i, seed=config.seed, split="train"))
+        for i in range(start, end)
+    ]
+    seed = draw_seed("soe", config.seed, start)
+    return explore(problems, task, teacher, student, config.search, seed=seed)
+
+
 def _export(config: SOE, directory: Path) -> Path:
     """Every trace as a line {"prompt", "response", "answer", "provenance"}; appears whole."""
     common = {
@@ -141,6 +148,7 @@ def _export(config: SOE, directory: Path) -> Path:
         for trace in record["traces"]
     ]
     path, scratch = directory / FILE, directory / f"{FILE}.tmp"
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(scratch, path)
+    with saving(path):
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(scratch, path)
     return path

@@ -53,7 +53,7 @@ def test_a_signal_stops_the_command_with_a_status_of_its_own(micro_base, tmp_pat
     while len(metrics.read()) < 3:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    with pytest.raises(ValueError, match=rf"process {process.pid} on .* is training here; wait"):
+    with pytest.raises(ValueError, match=rf"process {process.pid} on .* is at work here; wait"):
         run(load(recipe, [f"out={tmp_path}"]), Addition())
 
     process.send_signal(signal.SIGTERM)

@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rlvr_decode.testing import make_checkpoints
 from rlvr_decode.training.config import Task
+from rlvr_decode.training.run.disk import SaveError
+from rlvr_decode.training.run.lock import held
 from rlvr_decode.training.soe import run as soe_run
 from rlvr_decode.training.soe.config import SOE, Search
 from rlvr_decode.training.soe.run import collect, main, read_records, summary
@@ -101,6 +104,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config, monkeypatch) -> None:
     ours, theirs = ((p.parent / "problems.jsonl").read_bytes() for p in (resumed, whole))
     assert ours == theirs
     assert resumed.read_text() == whole.read_text().replace('"whole"', '"killed"')
+
+
+def test_two_at_once_and_a_full_disk_are_told_by_name(config) -> None:
+    directory = Path(config.out) / config.name
+    message = r"micro: process \d+ on .* is at work here"
+    with held(directory), pytest.raises(ValueError, match=message):
+        collect(config)
+    full = directory / "traces.jsonl.tmp"
+    full.symlink_to("/dev/full")
+    with pytest.raises(SaveError, match=r"traces.jsonl: could not be written: .* No space left"):
+        collect(config)
+    full.unlink()
+    assert collect(config).read_text()
 
 
 def test_a_finished_run_opens_no_model(config) -> None:
