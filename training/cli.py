@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlvr_decode.training.config import load
-from rlvr_decode.training.processes.distributed import is_first
+from rlvr_decode.training.processes.distributed import LostProcess, is_first
 from rlvr_decode.training.rewards.judging import RewardError
 from rlvr_decode.training.rollout.rollout import RolloutError
 from rlvr_decode.training.run.checkpoint import appearing_whole
 from rlvr_decode.training.run.disk import SaveError
 from rlvr_decode.training.run.interrupt import EXIT_CODE, Stopped
+
+_EXPECTED = (ValueError, FloatingPointError, LostProcess, RewardError, RolloutError, SaveError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"rlvr-decode train: {stopped}", file=sys.stderr)
         return EXIT_CODE
-    except (ValueError, FloatingPointError, RewardError, RolloutError, SaveError) as error:
+    except _EXPECTED as error:
         print(f"rlvr-decode train: {error}", file=sys.stderr)
         return 2
     print(pair)

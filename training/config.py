@@ -198,6 +198,8 @@ class Train:
     log: Log = field(default_factory=Log)
     shard: bool = False
     """With several processes: spread weights, gradients and optimiser over them (FSDP)."""
+    process_time_out: float = 7200.0
+    """Seconds after which a process that the others wait for is given up."""
     kl_to_base: bool = True
     """Log the KL from base each step; one more forward, and without an adapter a second model."""
     defaults: Extrapolation = field(default_factory=Extrapolation)
@@ -211,6 +213,12 @@ class Train:
                 f"rollout.temperature={self.rollout.temperature}: must be above 0; "
                 "greedy responses to a prompt are all alike and teach nothing"
             )
+        for name, seconds in (
+            ("rollout.time_out", self.rollout.time_out),
+            ("process_time_out", self.process_time_out),
+        ):
+            if not 0 < seconds <= 1e8:
+                raise ValueError(f"{name}={seconds:g}: must be above 0, and at most 1e8 seconds")
         for name, value in (
             ("rollout.prompts", self.rollout.prompts),
             ("rollout.group", self.rollout.group),

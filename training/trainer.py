@@ -67,7 +67,7 @@ def run(config: Train, task: Task) -> Path:
     """
     directory = Path(config.out) / config.name
     with ExitStack() as stack:
-        group = stack.enter_context(processes())
+        group = stack.enter_context(processes(config.process_time_out))
         if group.is_first:
             stack.enter_context(held(directory))
         stop = stack.enter_context(stop_on_signals())

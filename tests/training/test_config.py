@@ -44,6 +44,8 @@ def test_an_override_is_toml_or_else_text():
         ({"optim": {"betas": [0.9, "x"]}}, r"optim.betas\[1\]='x': must be float, not str"),
         ({"rollout": {"group": 0}}, "rollout.group=0: must be at least 1"),
         ({"threads": 0}, "threads=0: must be at least 1"),
+        ({"rollout": {"time_out": 0}}, "rollout.time_out=0: must be above 0, and at most 1e8"),
+        ({"process_time_out": float("inf")}, "process_time_out=inf: must be above 0, and at most"),
         ({"rollout": {"temperature": 0}}, "rollout.temperature=0.0: must be above 0"),
         ({"defaults": {"strength": 99.0}}, "strength=99.0: must be from -1 to 10"),
         ({"pretrain": {}}, "give either base .* or .pretrain."),

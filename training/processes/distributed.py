@@ -4,7 +4,9 @@ Every process holds the policy and takes its share of the prompts; what they sam
 so that each knows the whole batch and computes the gradient of its own part of it. Those add up to
 the gradient of one process with the whole batch. The first process alone writes files.
 
-With one process nothing here does anything. What is left out: several processes to one engine.
+A process that dies takes the others with it, at their next exchange; one that stalls, after a
+time-out. With one process nothing here does anything. What is left out: several processes to one
+engine.
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
+# How long the others may wait while the first process does something for all, such as pretraining.
+_PATIENCE = timedelta(hours=6)
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run has died, or no longer answers."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
@@ -33,6 +42,8 @@ class Processes:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    patient: dist.ProcessGroup | None = None
+    """The same processes, who wait longer for each other there."""
 
     @property
     def is_first(self) -> bool:
@@ -104,7 +115,7 @@ class Processes:
     def wait(self) -> None:
         """Go on when all processes are here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.patient)
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -122,10 +133,11 @@ def is_first() -> bool:
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
+def processes(time_out: float = 3600.0) -> Iterator[Processes]:
     """The processes that the launcher has started together with this one; without one, this one.
 
-    Raises ValueError if the launcher was asked for what only a recipe can switch on.
+    Raises ValueError if the launcher was asked for what only a recipe can switch on. Inside, a
+    process that dies, or lets the others wait for `time_out` seconds, is a LostProcess in these.
     """
     for variable, remedy in _NOT_FROM_OUTSIDE.items():
         if os.environ.get(variable, "false").lower() == "true":
@@ -138,12 +150,27 @@ def processes() -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # The others may have to wait while the first one pretrains.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=time_out))
+    patient = dist.new_group(timeout=_PATIENCE)
     try:
-        yield Processes(rank=dist.get_rank(), size=size, device=device)
+        yield Processes(rank=dist.get_rank(), size=size, device=device, patient=patient)
+    except RuntimeError as error:
+        if not _is_of_exchange(error):
+            raise
+        raise LostProcess(
+            f"process {dist.get_rank()} of {size} has lost another one, which has died or has not "
+            f"answered for {time_out:g} s; what that one said tells why. The newest checkpoint is "
+            "intact, and the same command goes on from there"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_of_exchange(error: RuntimeError) -> bool:
+    """Whether processes could not reach each other. Gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 _NOT_FROM_OUTSIDE = {

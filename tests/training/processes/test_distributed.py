@@ -3,6 +3,8 @@
 import json
 import os
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -98,6 +100,41 @@ def test_one_process_that_is_to_stop_stops_all_and_one_alone_goes_on(together, a
     pair = run(replace(config, shard=True), Digits())
     weights = load_file(pair.parent / "rlvr" / "model.safetensors")
     check_same(weights, results(alone, "weights")[1])
+
+
+LOST = """
+import os, sys
+from rlvr_decode.training.processes.distributed import processes
+with processes(3.0) as group:
+    group.wait()
+    if not group.is_first:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    group.most(1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "stalls"])
+def test_a_process_that_is_lost_ends_the_other_by_name(number):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        group["MASTER_PORT"] = str(listener.getsockname()[1])
+    first, other = (
+        subprocess.Popen(
+            [sys.executable, "-c", LOST, str(int(number))],
+            env=os.environ | group | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    try:
+        _, said = first.communicate(timeout=120)
+    finally:
+        other.kill()
+        other.communicate()
+    assert first.returncode == 1
+    assert "LostProcess: process 0 of 2 has lost another one, which has died or has not" in said
 
 
 def test_shares_are_whole_groups_and_add_up():
