@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -48,6 +49,10 @@ def trouble(response, answer):
             except OSError:
                 pass
     return 0.5
+
+def slow(response, answer):
+    time.sleep(0.2)
+    return 1
 
 def raises(response, answer):
     if response == "bad":
@@ -152,6 +157,32 @@ def test_a_worker_that_died_unasked_is_replaced(judge_of):
     judge._idle.put(worker)
     assert judge.judge(["ab", "abc"], ["", ""]) == [2.0, 3.0]
     assert judge.take_counts()["reward_crashes"] == 1
+
+
+def test_workers_killed_in_the_middle_cost_what_they_were_judging(judge_of):
+    judge = judge_of("my_rewards:slow", workers=2)
+    judge.judge(["a", "b"], ["", ""])
+    workers = [judge._idle.get() for _ in range(2)]
+    for worker in workers:
+        judge._idle.put(worker)
+
+    def strike():
+        for worker in workers:
+            os.kill(worker._process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(0.5, strike)
+    timer.start()
+    verdicts = judge.judge(["a"] * 12, [""] * 12)
+    timer.join()
+    assert verdicts.count(0.0) == 2 and verdicts.count(1.0) == 10
+    assert judge.take_counts()["reward_crashes"] == 2
+
+
+def test_a_worker_that_always_dies_as_it_starts_is_an_error_and_no_loop(judge_of, tmp_path):
+    (tmp_path / "dies.py").write_text("import os; os._exit(3)")
+    judge = judge_of("dies:score", workers=2)
+    with pytest.raises(RewardError, match=r"did not start in 120 s, or died: dies:score"):
+        judge.judge(["a"] * 500, [""] * 500)
 
 
 def test_an_exception_is_counted_and_shown_once(judge_of, caplog):
