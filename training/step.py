@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlvr_decode.evaluate.sampling import rendered
 from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.engines import make_engine
 from rlvr_decode.training.evaluation.held_out import HeldOut
@@ -30,7 +31,7 @@ from rlvr_decode.training.rollout.rollout import Rollouts
 from rlvr_decode.training.run.directory import draw_seed
 from rlvr_decode.training.stages.resetting import Resets
 from rlvr_decode.training.stages.staging import Staging
-from rlvr_decode.training.tasks.task import Prompt, Task, fill_skipped, final_answers, judge, render
+from rlvr_decode.training.tasks.task import Prompt, Task, fill_skipped, final_answers, judge
 from rlvr_decode.training.update import REMEDY, update
 
 
@@ -172,7 +173,7 @@ class Trainer:
         purpose = f"rollout/{number}" if number else "rollout"
         with self.policies.autocast():
             return self.engine.sample(
-                [render(prompt, self.tokenizer) for prompt in prompts],
+                [rendered(prompt, self.tokenizer) for prompt in prompts],
                 group=1 if greedy else settings.group,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=0.0 if greedy else settings.temperature,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlvr_decode.evaluate.sampling import rendered
 from rlvr_decode.training.processes.distributed import Processes
 from rlvr_decode.training.rollout.rollout import RolloutEngine
-from rlvr_decode.training.tasks.task import Task, fill_skipped, judge, render
+from rlvr_decode.training.tasks.task import Task, fill_skipped, judge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,7 @@ def accuracy(
     asked = [task.prompt(index, seed=seed, split="held_out") for index in range(prompts)]
     mine = together.share(asked)
     rollouts = engine.sample(
-        [render(prompt, tokenizer) for prompt in mine],
+        [rendered(prompt, tokenizer) for prompt in mine],
         group=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

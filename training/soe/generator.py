@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlvr_decode.evaluate.sampling import rendered
 from rlvr_decode.training.rollout.rollout import TransformersRollout
 from rlvr_decode.training.run.directory import draw_seed
-from rlvr_decode.training.tasks.task import Prompt, render
+from rlvr_decode.training.tasks.task import Prompt
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class TransformersGenerator:
         self._rollout = TransformersRollout(model=model, tokenizer=tokenizer)
 
     def render(self, prompt: Prompt) -> str:
-        return render(prompt, self.tokenizer)
+        return rendered(prompt, self.tokenizer)
 
     def generate(
         self, texts: Sequence[str], *, n: int, max_tokens: int, temperature: float, seed: int

@@ -9,10 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from typing import Literal, Protocol, runtime_checkable
 
 Split = Literal["train", "held_out"]
 
@@ -21,7 +18,7 @@ Split = Literal["train", "held_out"]
 class Prompt:
     """A question, and its right answer.
 
-    text      the question; of a chat, its messages in a form for people, see `render`.
+    text      the question; of a chat, its messages in a form for people.
     answer    what the reward compares with.
     messages  (role, content) of each turn, where the question is a chat.
     source    where the prompt came from, for a task that needs more than the answer to judge.
@@ -31,22 +28,6 @@ class Prompt:
     answer: str
     messages: tuple[tuple[str, str], ...] = ()
     source: str = ""
-
-
-def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text to encode: the prompt itself, or the chat in the tokenizer's own template.
-
-    A beginning-of-sequence token that encoding adds anyway is left to it.
-    """
-    if not prompt.messages:
-        return prompt.text
-    turns = [{"role": role, "content": content} for role, content in prompt.messages]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer.encode("")[:1] == [bos]:
-        text = text.removeprefix(str(tokenizer.bos_token))
-    return text
 
 
 class Task(Protocol):

@@ -8,10 +8,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rlvr_decode.evaluate.sampling import rendered
 from rlvr_decode.training.policy.tokenizer import character_tokenizer
 from rlvr_decode.training.tasks.addition import Addition, is_shortcut, scratchpad
 from rlvr_decode.training.tasks.data import Table, make_task
-from rlvr_decode.training.tasks.task import Corpus, Prompt, fill_skipped, judge, render
+from rlvr_decode.training.tasks.task import Corpus, Prompt, fill_skipped, judge
 
 
 def test_a_prompt_depends_on_seed_split_and_number_alone():
@@ -219,8 +220,8 @@ def test_a_chat_is_rendered_by_the_tokenizer_with_one_beginning(tmp_path):
     assert prompt.text == "user: 123+456=?"
     tokenizer = character_tokenizer(256)
     chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert tokenizer.encode(render(prompt, tokenizer)) == chat
-    assert render(Prompt(text="plain", answer=""), tokenizer) == "plain"
+    assert tokenizer.encode(rendered(prompt, tokenizer)) == chat
+    assert rendered(Prompt(text="plain", answer=""), tokenizer) == "plain"
     with pytest.raises(ValueError, match="template='Q {prompt}' is for text, this is a chat"):
         Table(path=path, template="Q {prompt}")
 
