@@ -76,22 +76,19 @@ class Down(nn.Module):
 class DeltaLinearMethod(LinearMethodBase):
     """How vLLM computes a linear layer, with B A x added to the rows of rlvr."""
 
-    def __init__(self, method: LinearMethodBase, width: int, stacking: Stacking) -> None:
+    def __init__(self, method: LinearMethodBase, stacking: Stacking) -> None:
         self.method = method
-        self.width = width
         self.stacking = stacking
 
     def create_weights(self, *args: object, **kwargs: object) -> None:
         raise AssertionError("the wrapped method has created them")
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        rlvr_rows = x.shape[0] if self.stacking.rlvr_alone else x.shape[0] // 2
-        into = x.shape[1]
-        # Filling a new tensor is faster than `cat`, which needs a padded A x first.
-        wide = x.new_zeros(x.shape[0], into + self.width)
-        wide[:, :into] = x
-        wide[:rlvr_rows, into:] = self.method.apply(layer.delta_down, x[:rlvr_rows])
-        return self.method.apply(layer, wide, bias)
+        shift = self.method.apply(layer.delta_down, x)
+        if not self.stacking.rlvr_alone:
+            # For base's rows A x is cheaper to compute than to leave out.
+            shift[x.shape[0] // 2 :] = 0
+        return self.method.apply(layer, torch.cat([x, shift], dim=1), bias)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Widen the weight to [W | B], let the method pack it, and check it against W + B A."""
@@ -173,7 +170,7 @@ def _add_delta(layer: Any, parts: list[tuple[Tensor, Tensor] | None], stacking: 
         output += size
     layer.register_parameter("delta_up", _frozen(up_OR))
     layer.delta_down = Down(down_RI)
-    layer.quant_method = DeltaLinearMethod(layer.quant_method, width, stacking)
+    layer.quant_method = DeltaLinearMethod(layer.quant_method, stacking)
 
 
 def _partition_sizes(layer: Any) -> list[int]:
