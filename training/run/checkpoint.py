@@ -63,13 +63,7 @@ class Checkpoints:
         if not (found := self._finished()):
             return None
         newest = found[-1]
-        state: dict[str, Any] = json.loads((newest / _STATE).read_text())
-        for name, digest in state.pop("sha256").items():
-            if _sha256(newest / name) != digest:
-                raise ValueError(
-                    f"{newest / name}: is damaged (its sha256 has changed); "
-                    f"remove {newest.name} to resume from the checkpoint before it"
-                )
+        state = _read_state(newest)
         _load_weights(model, load_file(newest / _WEIGHTS), newest)
         _load_optimizers(model, optimizers, load_file(newest / _OPTIMIZER))
         return state
@@ -98,6 +92,29 @@ def appearing_whole(target: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         _flush(target.parent)
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are as they were written; ValueError if one is not."""
+
+    def damaged(name: str, how: str) -> ValueError:
+        return ValueError(
+            f"{checkpoint / name}: is damaged ({how}); "
+            f"remove {checkpoint.name} to resume from the checkpoint before it"
+        )
+
+    for name in (_STATE, _WEIGHTS, _OPTIMIZER):
+        if not (checkpoint / name).is_file():
+            raise damaged(name, "it is gone")
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text())
+        digests = state.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise damaged(_STATE, "it is not what was written") from error
+    for name, digest in digests.items():
+        if _sha256(checkpoint / name) != digest:
+            raise damaged(name, "its sha256 has changed")
+    return state
 
 
 def _flush(path: Path) -> None:

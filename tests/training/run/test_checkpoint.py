@@ -79,6 +79,19 @@ def test_damage_is_named(tmp_path, name):
         checkpoints.restore(net, optimizers)
 
 
+@pytest.mark.parametrize("name", ["state.json", "weights.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("text", [None, "", "[]", '{"step": 2}', '{"step": 2, "sha'])
+def test_what_is_gone_or_cut_short_is_named(tmp_path, name, text):
+    checkpoints = Checkpoints(directory=tmp_path, keep=0)
+    net, optimizers = trained(2, checkpoints=checkpoints)
+    file = tmp_path / "step-000002" / name
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=f"step-000002/{name}: is damaged .* remove step-000002"):
+        checkpoints.restore(net, optimizers)
+
+
 def test_another_models_checkpoint_is_refused(tmp_path):
     checkpoints = Checkpoints(directory=tmp_path, keep=0)
     trained(1, checkpoints=checkpoints)
