@@ -8,31 +8,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import uvloop
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from vllm import envs
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-from vllm.platforms import current_platform
-from vllm.usage.usage_lib import UsageContext
-from vllm.v1.engine.async_llm import AsyncLLM
 
-from rlvr_decode.engine.refusals import refuse_unsupported, runs_v2
 from rlvr_decode.pair import Pair
 from rlvr_decode.server.absent import AbsentMiddleware
 from rlvr_decode.server.arguments import Parsed, parse
 from rlvr_decode.server.delta import delta_routes
+from rlvr_decode.server.engine import queue_of, refused_fields, running
+from rlvr_decode.server.errors import ErrorMiddleware
+from rlvr_decode.server.heads import protocol_for
 from rlvr_decode.server.interventions import rates_from
+from rlvr_decode.server.limits import MAX_N, BodyLimit, HeaderLimit, Limits, limits_from
 from rlvr_decode.server.metrics import METRICS
 from rlvr_decode.server.middleware import ExtrapolationMiddleware
 from rlvr_decode.server.playground import page_routes
@@ -41,8 +41,7 @@ from rlvr_decode.server.routes import pair_routes
 from rlvr_decode.server.schema import correct_schema
 from rlvr_decode.server.trace import TraceMiddleware, scorer_from
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+GRACE = 10  # seconds that open connections get at the end
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,80 +49,53 @@ def main(argv: Sequence[str]) -> int:
     cli_env_setup()  # type: ignore[no-untyped-call]
     parsed = parse(argv)
     try:
-        uvloop.run(serve(parsed))
+        return uvloop.run(serve(parsed))
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
-async def serve(parsed: Parsed) -> None:
-    """Serve a pair until a signal ends it."""
+async def serve(parsed: Parsed) -> int:
+    """Serve a pair until a signal ends it, which is 0, or the engine dies, which is 1."""
     pair, names, args = parsed
+    os.environ[MAX_N] = str(args.max_sequences)  # on routes that bring no settings of ours
     # Until uvicorn runs, and handles signals itself, SIGTERM ends the start-up as SIGINT does.
     signal.signal(signal.SIGTERM, _interrupt)
     # Bound before the engine loads, so that a taken port is known at once.
     address, sock = setup_server(args, reuse_port=False)
-    async with engine(args) as client:
+    async with running(args) as client:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         refused = refused_fields(client.vllm_config)
+        limits = limits_from(args, queue_of(client.vllm_config))
         served = Served(
             names=names,
             defaults=pair.defaults,
             refused=refused,
             sampling=client.model_config.get_diff_sampling_param(),
+            max_sequences=limits.max_sequences,
         )
-        attach(app, pair, served)
+        attach(app, pair, served, limits)
         await init_app_state(client, app.state, args, tasks)
         greeting = asyncio.create_task(_greet(app, address, served))
-        shutdown = await serve_http(app, sock, **_uvicorn_settings(args))
+        shutdown = await serve_http(app, sock, **_uvicorn_settings(args, limits))
         greeting.cancel()
+        died = client.died
     # vLLM's order: connections are closed once the engine is gone.
     await shutdown
     sock.close()
+    if died:
+        print("the engine died; the server ends with it", file=sys.stderr, flush=True)
+    return int(died)
 
 
-@asynccontextmanager
-async def engine(args: argparse.Namespace) -> AsyncIterator[AsyncLLM]:
-    """The running engine, shut down on the way out."""
-    engine_args = AsyncEngineArgs.from_cli_args(args)
-    usage = UsageContext.OPENAI_API_SERVER
-    config = engine_args.create_engine_config(usage)
-    # The engine refuses too, but in another process and after loading.
-    refuse_unsupported(config)
-    client = AsyncLLM.from_vllm_config(
-        config,
-        usage_context=usage,
-        enable_log_requests=engine_args.enable_log_requests,
-        aggregate_engine_logging=engine_args.aggregate_engine_logging,
-        disable_log_stats=engine_args.disable_log_stats,
-    )
-    try:
-        await client.reset_mm_cache()
-        yield client
-    finally:
-        client.shutdown(timeout=config.shutdown_timeout)
-
-
-def refused_fields(config: VllmConfig) -> dict[str, str]:
-    """Fields of a request that would end this engine, with the reason."""
-    scheduler = config.scheduler_config
-    splits = scheduler.enable_chunked_prefill or scheduler.long_prefill_token_threshold > 0
-    if current_platform.is_cpu() and not runs_v2(config) and splits:
-        reason = (
-            "vLLM's V1 runner on a CPU dies of a seeded request whose prompt is split; start it"
-        )
-        return {"seed": f"{reason} without chunked prefill"}
-    return {}
-
-
-def attach(app: FastAPI, pair: Pair, served: Served) -> None:
-    """Add the field and the routes to vLLM's app."""
+def attach(app: FastAPI, pair: Pair, served: Served, limits: Limits) -> None:
+    """Add the field, the routes and the limits to vLLM's app."""
     for router in (pair_routes(pair, served), delta_routes(served), page_routes()):
         app.include_router(router)
     correct_schema(app)
     # Appended, so innermost: authentication and CORS come before it. vLLM has built the stack by
     # now, and Starlette adds to one that is built only when asked to build it again.
+    app.user_middleware.append(Middleware(BodyLimit, limits=limits))
     app.user_middleware.append(Middleware(TraceMiddleware, score=scorer_from(app.state)))
     app.user_middleware.append(
         Middleware(
@@ -131,7 +103,9 @@ def attach(app: FastAPI, pair: Pair, served: Served) -> None:
         )
     )
     app.user_middleware.append(Middleware(AbsentMiddleware))
-    app.middleware_stack = app.build_middleware_stack()
+    # Around Starlette's own layers too, which answer what no other did.
+    stack = HeaderLimit(app.build_middleware_stack(), limits=limits)
+    app.middleware_stack = ErrorMiddleware(stack, retry_after=limits.retry_after, metrics=METRICS)
 
 
 async def _greet(app: FastAPI, address: str, served: Served) -> None:
@@ -144,8 +118,8 @@ async def _greet(app: FastAPI, address: str, served: Served) -> None:
     print(f"\n{told}\n\n  curl {address}/v1/completions {request}\n", flush=True)
 
 
-def _uvicorn_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """vLLM's flags for uvicorn, as vLLM passes them."""
+def _uvicorn_settings(args: argparse.Namespace, limits: Limits) -> dict[str, Any]:
+    """vLLM's flags for uvicorn, as vLLM passes them, and our parser of heads."""
     settings = {
         name: getattr(args, name)
         for name in (
@@ -157,8 +131,6 @@ def _uvicorn_settings(args: argparse.Namespace) -> dict[str, Any]:
             "ssl_ca_certs",
             "ssl_cert_reqs",
             "ssl_ciphers",
-            "h11_max_incomplete_event_size",
-            "h11_max_header_count",
         )
     }
     if (log_config := get_uvicorn_log_config(args)) is not None:
@@ -167,6 +139,9 @@ def _uvicorn_settings(args: argparse.Namespace) -> dict[str, Any]:
         "log_level": args.uvicorn_log_level,
         "access_log": not args.disable_uvicorn_access_log,
         "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        # A client that does not read its answer keeps nobody from ending.
+        "timeout_graceful_shutdown": GRACE,
+        "http": protocol_for(limits.max_header_bytes),
     }
 
 

@@ -17,6 +17,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from rlvr_decode.engine.launch import engine_args
 from rlvr_decode.pair import Pair
+from rlvr_decode.server.limits import add_limits
 from rlvr_decode.server.request import NAMED_STRENGTHS
 
 HOST = "127.0.0.1"
@@ -27,6 +28,8 @@ REFUSED = {
     "headless": "this server is the API server; leave it out",
     "grpc": "this server speaks HTTP; leave it out",
     "lora_modules": "an adapter on top would change rlvr but not base; make it a pair",
+    "h11_max_incomplete_event_size": "not for the parser of this server; use --max-header-bytes",
+    "h11_max_header_count": "not for the parser of this server; use --max-headers",
     "tokens_only": "this server speaks text; /inference/v1/generate takes token ids",
 }
 # `dummy` is for measuring speed without weights.
@@ -45,6 +48,8 @@ def parse(argv: Sequence[str]) -> Parsed:
     """Read a command line; the pair is opened and checked. A wrong one ends the process."""
     parser = _parser()
     defaults = vars(parser.parse_args([]))
+    if any(each.split("=")[0] in ("-h", "--help") for each in argv):
+        parser.parse_args(list(argv))  # which ends the process, and says the real defaults
     # A default that nothing else is, so that what differs is what the user said. (Lists, because
     # a flag that may come several times appends to a copy of its default.)
     unset = {key: [] if isinstance(value, list) else object() for key, value in defaults.items()}
@@ -73,14 +78,15 @@ def parse(argv: Sequence[str]) -> Parsed:
 def _parser() -> FlexibleArgumentParser:
     parser = FlexibleArgumentParser(  # type: ignore[no-untyped-call]
         prog="rlvr-decode serve",
-        usage="rlvr-decode serve PAIR [--verify] [any vLLM engine flag]",
+        usage="rlvr-decode serve PAIR [--verify] [limits] [any vLLM engine flag]",
         description="Serve a pair behind the OpenAI API. PAIR (model_tag) is a name, a directory "
-        "or a pair.json; every other flag is vLLM's own.",
+        "or a pair.json; every flag but --verify and those of --help=Limits is vLLM's own.",
     )
     parser.add_argument(  # type: ignore[no-untyped-call]
         "--verify", action="store_true", help="hash every file of the pair before serving it"
     )
     made: FlexibleArgumentParser = make_arg_parser(parser)
+    add_limits(made)
     return made
 
 

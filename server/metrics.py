@@ -11,7 +11,7 @@ RATES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Metrics:
-    """Of the requests that were answered with settings applied."""
+    """Of the requests that were answered with settings applied, and of all that were refused."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._requests = Counter(
@@ -29,12 +29,18 @@ class Metrics:
             buckets=RATES,
             registry=registry,
         )
+        self._refused = Counter(
+            "rlvr_decode_refusals", "Answers that say no, by status", ["status"], registry=registry
+        )
         for gate in GATES:
             self._requests.labels(gate)
 
     def answered(self, settings: Extrapolation) -> None:
         self._requests.labels(settings.gate).inc()
         self._strength.observe(settings.strength)
+
+    def refused(self, status: int) -> None:
+        self._refused.labels(str(status)).inc()
 
     def intervened(self, rate: float) -> None:
         self._rate.observe(rate)

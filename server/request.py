@@ -31,6 +31,7 @@ from rlvr_decode.params import (
 from rlvr_decode.server.body import Object, parse, refuse_repeated
 from rlvr_decode.server.gated import move_sampling
 from rlvr_decode.server.sendable import refuse_unsendable
+from rlvr_decode.server.sequences import refuse_too_many
 
 FIELD = "extrapolation"
 NAMED_STRENGTHS = {"rlvr": 0.0, "base": -1.0}
@@ -80,12 +81,14 @@ class Served:
     defaults  the settings of a request that names none.
     refused   fields of a request that this engine cannot take, with the reason.
     sampling  the sampling settings of a request that names none.
+    max_sequences  that one request may have generated.
     """
 
     names: tuple[str, ...]
     defaults: Extrapolation
     refused: Mapping[str, str] = field(default_factory=dict)
     sampling: Mapping[str, float] = field(default_factory=dict)
+    max_sequences: int = 128
 
 
 class Translated(NamedTuple):
@@ -128,6 +131,7 @@ def translate(
     defaults = served.defaults if route.extrapolates else Extrapolation()
     settings = _combine(statements, defaults)
     _refuse_unsupported(request, holder, route, settings, served)
+    refuse_too_many(request, holder, served.max_sequences)
 
     if request.get("model"):
         request["model"] = model

@@ -52,6 +52,8 @@ class ScoredToken(BaseModel):
     )
 
 
+# What the request of a trace is called; its answer was admitted to the queue before it.
+TRACE = "trace-"
 VALUES = ("rlvr_logprob", "base_logprob", "delta", "rlvr_entropy", "base_entropy", "kl")
 
 
@@ -62,7 +64,12 @@ class Tokenizer(Protocol):
 
 
 async def score(
-    client: AsyncLLM, token_ids: Sequence[int], *, top: int = 0, gate: Extrapolation | None = None
+    client: AsyncLLM,
+    token_ids: Sequence[int],
+    *,
+    top: int = 0,
+    gate: Extrapolation | None = None,
+    name: str = "delta-",
 ) -> list[ScoredToken]:
     """Score tokens, in one batch with whatever else the engine is doing.
 
@@ -70,6 +77,7 @@ async def score(
 
     top   how many alternatives of each model to give.
     gate  settings whose gate is applied to each token; strength and plausibility do not matter.
+    name  that the engine's request begins with.
     """
     gate = gate or Extrapolation()
     scoring = Scoring(
@@ -80,7 +88,7 @@ async def score(
         primary=gate.primary,
     )
     submitted = list(token_ids[: longest(client)])
-    values = await _values(client, submitted, scoring) if len(submitted) > 1 else {}
+    values = await _values(client, submitted, scoring, name) if len(submitted) > 1 else {}
     # With preemption a position comes twice; the values are the same.
     rows = {position: row for row, position in enumerate(values.get("position", ()))}
     if len(rows) != len(submitted) - 1:
@@ -115,13 +123,15 @@ def longest(client: AsyncLLM) -> int:
     return int(client.model_config.max_model_len) - 1
 
 
-async def _values(client: AsyncLLM, token_ids: list[int], scoring: Scoring) -> dict[str, list[Any]]:
+async def _values(
+    client: AsyncLLM, token_ids: list[int], scoring: Scoring, name: str
+) -> dict[str, list[Any]]:
     await client.collective_rpc("open_side_channel", args=(scoring.key,))
     try:
         prompt = TokensPrompt(prompt_token_ids=token_ids)
-        params, name = scoring.sampling_params(), f"delta-{scoring.key}"
+        params = scoring.sampling_params()
         # Of several replicas, the calls around this reach the first.
-        async for _ in client.generate(prompt, params, name, data_parallel_rank=0):
+        async for _ in client.generate(prompt, params, name + scoring.key, data_parallel_rank=0):
             pass
     finally:
         # Also when the client has left, lest the values stay.

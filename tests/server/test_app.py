@@ -13,6 +13,7 @@ from rlvr_decode.params import Extrapolation
 from rlvr_decode.server import app as server
 from rlvr_decode.server.absent import ABSENT
 from rlvr_decode.server.arguments import parse
+from rlvr_decode.server.limits import Limits
 from rlvr_decode.server.request import ROUTES, Served
 
 # Routes of vLLM's server that take a POST and never reach the sampler.
@@ -37,7 +38,7 @@ def make_app(*flags):
     """The server's app for the bundled pair."""
     pair, _, args = parse(["tiny", *flags])
     app = build_app(args, ("generate",))
-    server.attach(app, pair, TINY)
+    server.attach(app, pair, TINY, Limits())
     return app
 
 

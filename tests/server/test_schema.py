@@ -10,6 +10,7 @@ from vllm.entrypoints.launchers.app import build_app
 from rlvr_decode.params import GATES, THRESHOLD_RANGES, Extrapolation, SettingError
 from rlvr_decode.server.app import attach
 from rlvr_decode.server.arguments import parse
+from rlvr_decode.server.limits import Limits
 from rlvr_decode.server.request import ROUTES, Served, translate
 from rlvr_decode.server.schema import field_schema
 
@@ -20,7 +21,7 @@ TINY = Served(names=("tiny",), defaults=Extrapolation())
 def schema():
     pair, _, args = parse(["tiny", "--enable-scale-out"])
     app = build_app(args, ("generate",))
-    attach(app, pair, TINY)
+    attach(app, pair, TINY, Limits())
     made = copy.deepcopy(app.openapi())
     assert app.openapi() == made, "made once"
     return made
