@@ -39,10 +39,6 @@ def _vllm(config: Train, policies: Policies, base: str | Path, layer: int | None
     # Imported late: vLLM takes seconds to import, and may not be installed.
     from rlvr_decode.training.rollout.vllm import VLLMRollout
 
-    if policies.processes.size > 1:
-        raise ValueError(
-            "rollout.engine=vllm: works in one process; with several set it to transformers"
-        )
     return VLLMRollout(
         policy=policies.policy,
         tokenizer=policies.tokenizer,
@@ -50,6 +46,7 @@ def _vllm(config: Train, policies: Policies, base: str | Path, layer: int | None
         base=located(base),
         dtype="bfloat16" if config.optim.bf16 else "float32",
         seed=config.seed,
+        processes=policies.processes.size,
         time_out=config.rollout.time_out,
         options=config.rollout.vllm,
     )

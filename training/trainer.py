@@ -119,7 +119,7 @@ def learn(config: Train, task: Task, directory: Path, group: Processes, stop: St
             if state["finished"]:
                 break
         report.draw()
-    package(config, trainer, directory, base, state)
+        package(config, trainer, directory, base, state)
 
 
 def package(

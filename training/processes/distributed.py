@@ -164,6 +164,7 @@ def processes(time_out: float = 3600.0) -> Iterator[Processes]:
             "intact, and the same command goes on from there"
         ) from error
     finally:
+        # A vLLM engine has done so already.
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -140,7 +140,10 @@ class VLLMRollout:
         return self._do(lambda: job(self._engine), "done it")
 
     def close(self) -> None:
-        """Give back the engine's memory; one that has stalled has it until the process ends."""
+        """Give back the engine's memory; one that has stalled has it until the process ends.
+
+        vLLM ends the group of processes with it, whoever has made that.
+        """
         if not self._thread.is_stuck:
             self.run(lambda engine: engine.llm_engine.engine_core.shutdown())
         self._scratch.cleanup()
