@@ -36,12 +36,13 @@ from rlvr_decode.training.rollout.rollout import TransformersRollout
 from rlvr_decode.training.run.checkpoint import Checkpoints
 from rlvr_decode.training.run.metrics import MetricsLog
 from rlvr_decode.training.setup import make_objective
-from rlvr_decode.training.sft import SFT, read_traces, train_on_traces
+from rlvr_decode.training.sft import SFT, train_on_traces
 from rlvr_decode.training.soe.generator import Sample, TransformersGenerator
 from rlvr_decode.training.soe.run import collect, read_records, summary
 from rlvr_decode.training.step import Trainer
 from rlvr_decode.training.tasks.data import make_task
 from rlvr_decode.training.tasks.task import Prompt, judge
+from rlvr_decode.training.tasks.traces import read_traces
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (1_000_000, 2_000_000)

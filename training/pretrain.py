@@ -21,8 +21,8 @@ from rlvr_decode.training.run.checkpoint import Checkpoints, appearing_whole
 from rlvr_decode.training.run.interrupt import Stopped, StopRequest
 from rlvr_decode.training.run.metrics import MetricsLog
 from rlvr_decode.training.tasks.task import Corpus
+from rlvr_decode.training.tasks.traces import Trace, encode
 
-_IGNORED = -100
 _TOKENIZER_TEXTS = 2000
 
 
@@ -91,16 +91,9 @@ def demonstrations(
 ) -> tuple[Tensor, Tensor]:
     """Fresh demonstrations of one step, [B, T], right-padded; labels count responses alone."""
     rng = random.Random(f"demonstrations/{seed}/{step}")
-    inputs, labels = [], []
-    for index in range((step - 1) * batch, step * batch):
-        prompt = task.prompt(index, seed=seed, split="train")
-        question = tokenizer.encode(prompt.text)
-        answer = tokenizer.encode(task.demonstration(prompt, rng), add_special_tokens=False)
-        answer.append(tokenizer.eos_token_id)
-        inputs.append(torch.tensor(question + answer))
-        labels.append(torch.tensor([_IGNORED] * len(question) + answer))
-    pad = nn.utils.rnn.pad_sequence
-    return (
-        pad(inputs, batch_first=True, padding_value=tokenizer.pad_token_id),
-        pad(labels, batch_first=True, padding_value=_IGNORED),
+    prompts = (
+        task.prompt(index, seed=seed, split="train")
+        for index in range((step - 1) * batch, step * batch)
     )
+    traces = [Trace(prompt.text, task.demonstration(prompt, rng)) for prompt in prompts]
+    return encode(traces, tokenizer)

@@ -8,19 +8,17 @@ JSONL of `soe`, or any with "prompt" and "response", and leaves a checkpoint to 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from rlvr_decode.training.config import Optim, Train
 from rlvr_decode.training.policy.model import open_model, save_model
@@ -31,8 +29,7 @@ from rlvr_decode.training.run.directory import claim
 from rlvr_decode.training.run.disk import SaveError
 from rlvr_decode.training.run.lock import held
 from rlvr_decode.training.run.metrics import MetricsLog
-
-_IGNORED = -100
+from rlvr_decode.training.tasks.traces import Trace, encode, read_traces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +56,6 @@ class SFT:
         for name in ("epochs", "batch", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-
-
-class Trace(NamedTuple):
-    """What to learn: a response to a prompt."""
-
-    prompt: str
-    response: str
 
 
 def train_on_traces(config: SFT) -> Path:
@@ -108,23 +98,6 @@ def learn(config: SFT, directory: Path, target: Path) -> None:
         save_model(model, tokenizer, scratch)
 
 
-def read_traces(path: Path) -> list[Trace]:
-    """The prompts and responses of a JSONL file."""
-    traces = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        row = json.loads(line)
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), str) for key in Trace._fields
-        ):
-            raise ValueError(
-                f'{path}:{number}: needs strings "prompt" and "response", got {line[:80]!r}'
-            )
-        traces.append(Trace(row["prompt"], row["response"]))
-    if not traces:
-        raise ValueError(f"{path}: has no traces; nothing was found that verifies")
-    return traces
-
-
 def batches(traces: Sequence[Trace], config: SFT) -> list[list[Trace]]:
     """The traces of each optimiser step, every epoch in its own seeded order."""
     found = []
@@ -133,22 +106,6 @@ def batches(traces: Sequence[Trace], config: SFT) -> list[list[Trace]]:
         random.Random(f"sft/{config.seed}/{epoch}").shuffle(order)
         found += [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
     return found
-
-
-def encode(batch: Sequence[Trace], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    """Token ids and labels, [B, T], right-padded; labels are responses and their end alone."""
-    inputs, labels = [], []
-    for trace in batch:
-        question = tokenizer.encode(trace.prompt)
-        answer = tokenizer.encode(trace.response, add_special_tokens=False)
-        answer.append(tokenizer.eos_token_id)
-        inputs.append(torch.tensor(question + answer))
-        labels.append(torch.tensor([_IGNORED] * len(question) + answer))
-    pad = nn.utils.rnn.pad_sequence
-    return (
-        pad(inputs, batch_first=True, padding_value=tokenizer.pad_token_id),
-        pad(labels, batch_first=True, padding_value=_IGNORED),
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,8 @@ from rlvr_decode.training import sft
 from rlvr_decode.training.policy.model import open_model
 from rlvr_decode.training.run.disk import SaveError
 from rlvr_decode.training.run.lock import held
-from rlvr_decode.training.sft import SFT, Trace, batches, encode, main, train_on_traces
+from rlvr_decode.training.sft import SFT, batches, main, train_on_traces
+from rlvr_decode.training.tasks.traces import Trace, encode
 
 TRACES = [Trace(f"{i}+{i}=?\n", f"{2 * i}") for i in range(20)]
 
