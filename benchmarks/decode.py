@@ -4,9 +4,10 @@
 
 All arms run in one process on the same random Qwen3 pair (104 M parameters, an update of rank
 16), taking turns, so that ratios are of the same minutes. `full` is the pair as two checkpoints,
-`adapter` as base and a LoRA; `… plain` is the same engine with every request at strength 0.
-`transformers` is its own two-model processor, which takes one request at a time; `batched` is
-`rlvr_decode.hf.generate`, all at once (both only on demand: they take minutes).
+`adapter` as base and a LoRA; `… plain` is the same engine with every request at strength 0. With
+--rivals: `transformers` is its own two-model processor, which takes one request at a time;
+`batched` is `rlvr_decode.hf.generate`, all at once; `loop` is the direction paper's published way,
+two engines and one token a call.
 
 First every pair answers the same prompts at the same strengths as transformers does in float32: in
 float32 no token may differ, in bfloat16 no log-probability by more than its rounding explains, or
@@ -20,35 +21,38 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).parent / "results" / "decode.jsonl"
-PROMPT_TOKENS, NEW_TOKENS, VOCAB, RANK = 64, 32, 32000, 16
-SHAPE = {
-    "hidden_size": 768,
-    "intermediate_size": 2304,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-    "eos_token_id": 2,
+from decode_arms import (
+    LOOP_LOGPROBS,
+    Arm,
+    batched,
+    make_pairs,
+    one_at_a_time,
+    plain,
+    two_engines,
+    vllm_arm,
+    workload,
+)
+from decode_check import ROUNDING, agreement, check
+from findings import RESULTS, Finding, add_argument, append, ratios, surroundings, tell
+
+NEW_TOKENS = 32
+KV_BYTES = 2**28  # of each engine: 32 requests of a full pair in float32
+PAIRS = ("full", "adapter")
+RIVALS = {
+    "transformers": "transformers, two models, one request at a time",
+    "batched": "transformers, two models, `hf.generate`",
+    "loop": "the paper's loop, two vLLM engines, one token a call",
 }
-# How far a log-probability may lie from float32's: 16 bits round logits of this model by 0.02,
-# and a difference that is taken `strength` times adds as much each time.
-ROUNDING = {"float32": 1e-3, "bfloat16": 0.05}
-Arm = Callable[[list[list[int]], list[float], int], list[list[int]]]
+# Of one model's time; the adapter pair's is for 8 requests in bfloat16.
+FULL_BAR, ADAPTER_BAR, MEMORY_BAR = 2.05, 1.35, 1.1
+PLAIN_BAR = 0.97  # of one model's throughput
 
 
 def main() -> None:
@@ -57,21 +61,27 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile, vLLM's default")
-    parser.add_argument("--transformers", action="store_true", help="measure its two ways as well")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--rivals", action="store_true", help="measure the other ways as well")
+    parser.add_argument("--out", type=Path, default=RESULTS / "decode.jsonl")
+    add_argument(parser)
     args = parser.parse_args()
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # It would win over KV_BYTES.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     with tempfile.TemporaryDirectory() as directory:
         os.environ.setdefault("VLLM_CACHE_ROOT", directory)
-        arms = make_arms(Path(directory), args)
+        arms, found = make_arms(Path(directory), args)
         print(f"\n{'':14}{'requests':>9}{'tokens/s':>10}{'min–max':>16}", end="")
         print(f"{'× request':>11}{'× decode':>10}{'× CPU':>8}")
         for concurrency in args.concurrency:
-            report(measure(arms, concurrency, args.rounds), concurrency, args)
+            taken = measure(arms, concurrency, args.rounds)
+            report(taken, concurrency, args)
+            found += compare(taken, concurrency, args.dtype)
+    tell(found, args.findings)
 
 
-def make_arms(directory: Path, args: argparse.Namespace) -> dict[str, Arm]:
-    """Each arm turns prompts and strengths into so many greedy tokens; pairs are checked."""
+def make_arms(directory: Path, args: argparse.Namespace) -> tuple[dict[str, Arm], list[Finding]]:
+    """The arms, once the pairs are checked; and what is known before any is timed."""
     import torch
     from transformers import AutoModelForCausalLM
     from vllm import LLM
@@ -82,6 +92,7 @@ def make_arms(directory: Path, args: argparse.Namespace) -> dict[str, Arm]:
     flags: dict[str, Any] = {
         "max_model_len": 256,
         "max_num_seqs": 32,
+        "kv_cache_memory_bytes": KV_BYTES,
         "enable_prefix_caching": False,
         "enforce_eager": not args.compile,
     }
@@ -90,156 +101,39 @@ def make_arms(directory: Path, args: argparse.Namespace) -> dict[str, Arm]:
         "full": LLM(**engine_args(full, **flags)),
         "adapter": LLM(**engine_args(adapter, **flags)),
     }
-    base, rlvr = (
-        AutoModelForCausalLM.from_pretrained(checkpoint.fetch(), dtype=torch.float32).eval()
+    models: list[Any] = [
+        AutoModelForCausalLM.from_pretrained(checkpoint.fetch(), dtype=torch.float32)
         for checkpoint in (full.base, full.rlvr)
-    )
+    ]
     for name, engine in pairs.items():
-        check(name, engine, (base, rlvr), args.dtype)
+        check(name, engine, models, args.dtype)
     arms = {"single": vllm_arm(single)}
     for name, engine in pairs.items():
         arms |= {name: vllm_arm(engine), f"{name} plain": plain(vllm_arm(engine))}
-    if args.transformers:
-        arms |= {"transformers": one_at_a_time(base, rlvr), "batched": batched(base, rlvr)}
-    return arms
+    found = [memory("full", full, args.dtype), memory("adapter", adapter, args.dtype)]
+    if args.rivals:
+        flags |= {"enable_prefix_caching": True, "max_logprobs": LOOP_LOGPROBS, "block_size": 32}
+        checkpoints = (str(each.fetch()) for each in (full.base, full.rlvr))
+        loop = two_engines(*(LLM(model=path, dtype=args.dtype, **flags) for path in checkpoints))
+        arms |= {"transformers": one_at_a_time(*models), "batched": batched(*models)}
+        arms |= {"loop": loop}
+        found.append(agreement(loop, models, args.dtype))
+    return arms, found
 
 
-def make_pairs(directory: Path, dtype: Any) -> tuple[Any, Any]:
-    """A random base with an update of rank 16, as a full pair and as an adapter pair."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from rlvr_decode.lora import write_lora
-    from rlvr_decode.matrices import LINEAR_LAYERS
-    from rlvr_decode.pair import write_pair
-    from rlvr_decode.testing import byte_tokenizer
-
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE)).to(dtype)
-    base, rlvr = directory / "base", directory / "rlvr"
-    model.save_pretrained(base)
-    factors = {}
-    for name, layer in model.named_modules():
-        if name.rpartition(".")[2] in LINEAR_LAYERS:
-            out, into = layer.weight.shape
-            factors[name] = (0.01 * torch.randn(out, RANK), 0.1 * torch.randn(RANK, into))
-            with torch.no_grad():
-                layer.weight += (factors[name][0] @ factors[name][1]).to(dtype)
-    model.save_pretrained(rlvr)
-    for checkpoint in (base, rlvr):
-        byte_tokenizer().save_pretrained(checkpoint)
-    adapter = write_lora(directory / "adapter", factors, scaling=1.0, dtype=dtype)
-    return tuple(
-        write_pair(directory / name, name=name, base=base, rlvr=update)
-        for name, update in (("full", rlvr), ("low-rank", adapter))
-    )
-
-
-def vllm_arm(engine: Any) -> Arm:
-    from vllm import TokensPrompt
-
-    from rlvr_decode import Extrapolation
-
-    def run(prompts: list[list[int]], strengths: list[float], new: int) -> list[list[int]]:
-        params = [
-            Extrapolation(strength=strength).sampling_params(
-                temperature=0, max_tokens=new, ignore_eos=True
-            )
-            for strength in strengths
-        ]
-        inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-        answers = engine.generate(inputs, params, use_tqdm=False)
-        return [list(answer.outputs[0].token_ids) for answer in answers]
-
-    return run
-
-
-def plain(arm: Arm) -> Arm:
-    """The same requests for rlvr as it is."""
-    return lambda prompts, strengths, new: arm(prompts, [0.0] * len(strengths), new)
-
-
-def one_at_a_time(base: Any, rlvr: Any) -> Arm:
-    import torch
-    from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
-
-    def run(prompts: list[list[int]], strengths: list[float], new: int) -> list[list[int]]:
-        answers = []
-        for prompt, strength in zip(prompts, strengths, strict=True):
-            tokens = torch.tensor([prompt])
-            processor = UnbatchedClassifierFreeGuidanceLogitsProcessor(
-                1 + strength, base, unconditional_ids=tokens
-            )
-            answer = rlvr.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                logits_processor=LogitsProcessorList([processor]),
-                do_sample=False,
-                max_new_tokens=new,
-                eos_token_id=None,
-            )
-            answers.append(answer[0, len(prompt) :].tolist())
-        return answers
-
-    return run
-
-
-def batched(base: Any, rlvr: Any) -> Arm:
-    import torch
-
-    from rlvr_decode import Extrapolation
-    from rlvr_decode.hf import generate
-
-    def run(prompts: list[list[int]], strengths: list[float], new: int) -> list[list[int]]:
-        settings = [Extrapolation(strength=strength) for strength in strengths]
-        options = {"do_sample": False, "max_new_tokens": new, "eos_token_id": None}
-        answers = generate(rlvr, base, torch.tensor(prompts), settings, **options)
-        return [row[len(prompt) :].tolist() for row, prompt in zip(answers, prompts, strict=True)]
-
-    return run
-
-
-def workload(requests: int) -> tuple[list[list[int]], list[float]]:
-    import torch
-
-    generator = torch.Generator().manual_seed(requests)
-    prompts = torch.randint(3, VOCAB, (requests, PROMPT_TOKENS), generator=generator).tolist()
-    return prompts, [0.25 * (1 + i % 8) for i in range(requests)]
-
-
-def check(name: str, engine: Any, models: tuple[Any, Any], dtype: str) -> None:
-    """No figures from a pair that answers differently."""
-    import torch
-    from vllm import TokensPrompt
-
-    from rlvr_decode import Extrapolation
-
-    prompts, strengths = workload(8)
-    params = [
-        Extrapolation(strength=strength).sampling_params(
-            temperature=0, max_tokens=8, ignore_eos=True, logprobs=0
-        )
-        for strength in strengths
+def memory(name: str, pair: Any, dtype: str) -> Finding:
+    """The bytes of weights that an engine reads, over one model's."""
+    sizes = [
+        sum(file.stat().st_size for file in checkpoint.fetch().glob("*.safetensors"))
+        for checkpoint in (pair.base, pair.rlvr)
     ]
-    inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-    worst = 0.0
-    answers = engine.generate(inputs, params, use_tqdm=False)
-    for prompt, strength, answer in zip(prompts, strengths, answers, strict=True):
-        (output,) = answer.outputs
-        tokens = torch.tensor([[*prompt, *output.token_ids]])
-        with torch.no_grad():
-            log_base, log_rlvr = (m(tokens).logits[0].log_softmax(-1) for m in models)
-        rows = ((1 + strength) * log_rlvr - strength * log_base).log_softmax(-1)
-        for row, token, found in zip(
-            rows[len(prompt) - 1 : -1], output.token_ids, output.logprobs, strict=True
-        ):
-            if dtype == "float32" and row.argmax() != token:
-                raise SystemExit(f"{name} chose another token than transformers: no figures")
-            error = abs(row[token].item() - found[token].logprob)
-            worst = max(worst, error / (1 + 2 * strength))
-    print(f"{name}: log-probabilities within {worst:.2g} · (1 + 2 · strength) of transformers'")
-    if worst > ROUNDING[dtype]:
-        raise SystemExit(f"{name} differs from transformers by {worst:.2g}: no figures")
+    return Finding(
+        what=f"{name} pair, {dtype}: weights in memory",
+        rival="one model",
+        values=[sum(sizes) / sizes[0]],
+        at_most=MEMORY_BAR if name == "adapter" else None,
+        note="weights as they are loaded; vLLM's CPU backend repacks them out of sight",
+    )
 
 
 class Clock(NamedTuple):
@@ -315,27 +209,56 @@ def report(taken: dict[str, list[Round]], concurrency: int, args: argparse.Names
         "tokens_per_second": {name: [round(v, 2) for v in rates[name]] for name in rates},
         "decode_step_ms": {n: [round(1e3 * wall, 3) for wall, _ in steps[n]] for n in steps},
         "decode_step_cpu_ms": {n: [round(1e3 * cpu, 3) for _, cpu in steps[n]] for n in steps},
-        **environment(),
+        **surroundings(),
     }
-    args.out.parent.mkdir(exist_ok=True)
-    with args.out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(args.out, record)
 
 
-def environment() -> dict[str, Any]:
-    import torch
-    import transformers
-    import vllm
-
-    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return {
-        "device": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "vllm": vllm.__version__,
-        "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+def compare(taken: dict[str, list[Round]], concurrency: int, dtype: str) -> list[Finding]:
+    """Pairs against one model, strength-0 requests against plain vLLM, and the other ways."""
+    requests = "1 request" if concurrency == 1 else f"{concurrency} requests"
+    # For as many requests as the others have.
+    times = {
+        name: [r.request.wall * concurrency / at_once(name, concurrency) for r in rounds]
+        for name, rounds in taken.items()
     }
+    single, found = times["single"], []
+    for pair in PAIRS:
+        what = f"{pair} pair, {requests}, {dtype}"
+        barred = pair == "full" or (concurrency == 8 and dtype == "bfloat16")
+        bar = {"full": FULL_BAR, "adapter": ADAPTER_BAR}[pair] if barred else None
+        steps = {name: [r.step.wall for r in taken[name]] for name in (pair, "single")}
+        found += [
+            Finding(
+                what=f"{what}: time of a request",
+                rival="one model in vLLM",
+                values=ratios(times[pair], single),
+                at_most=bar,
+            ),
+            Finding(
+                what=f"{what}: time of a decode step",
+                rival="one model in vLLM",
+                values=ratios(steps[pair], steps["single"]),
+                at_most=bar,
+            ),
+            Finding(
+                what=f"{what}: tokens/s at strength 0",
+                rival="plain vLLM",
+                values=ratios(single, times[f"{pair} plain"]),
+                at_least=PLAIN_BAR,
+            ),
+        ]
+        found += [
+            Finding(
+                what=f"{what}: time",
+                rival=rival,
+                values=ratios(times[pair], times[name]),
+                at_most=1,
+            )
+            for name, rival in RIVALS.items()
+            if name in times
+        ]
+    return found
 
 
 if __name__ == "__main__":

@@ -1,40 +1,47 @@
 """The kernels against PyTorch on this device: eager, compiled, and a plain one-liner.
 
-    python benchmarks/kernels.py [--device cuda --rows 1 16 64 256 --vocab 151936]
+    python benchmarks/kernels.py [--device cuda --rows 1 16 64 256 --vocab 151936 --rounds 5]
 
 Baselines are the definitions in `rlvr_decode/kernels/reference.py`, as they are and under
 `torch.compile`, and `plain`: the formula alone, without masks, as one would first write it. Every
-timing is preceded by a comparison with float64; on a wrong result nothing is reported. On a GPU
-the L2 cache is emptied before each run, since between two steps of a model it is. Results are
-appended to benchmarks/results/kernels.jsonl.
+timing is preceded by a comparison with float64; on a wrong result nothing is reported. All take
+turns, several times. On a GPU the L2 cache is emptied before each run, since between two steps of a
+model it is. Results are appended to benchmarks/results/kernels.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from findings import RESULTS, Finding, add_argument, append, ratios, surroundings, tell
 from torch import Tensor
 
-from rlvr_decode import ops
-from rlvr_decode.kernels import reference
+from rlvr_decode import Extrapolation, ops
+from rlvr_decode.kernels import gated_reference, reference
+from rlvr_decode.rules import rule_numbers, rule_of_rows
+from rlvr_decode.sampling import Sampling
 
-RESULTS = Path(__file__).parent / "results" / "kernels.jsonl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 L2_BYTES = 256 * 2**20
-SECONDS_EACH = 0.3
+SECONDS_EACH = 0.15
+RULE = Extrapolation(strength=0.5, gate="delta", threshold=-0.3, primary="base")
+SAMPLING = Sampling(temperature=1.0, top_p=0.7)
 # Of probabilities and nats, against float64. PyTorch's own float32 log_softmax is off by 1e-5 at
 # this width on a CPU.
 TOLERANCE = 1e-4
+
+RIVALS = {
+    "plain": "torch, one line",
+    "definition": "torch, the same work",
+    "definition, compiled": "`torch.compile`, the same work",
+}
 
 Run = Callable[[], object]
 
@@ -48,24 +55,54 @@ def main() -> None:
     )
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "kernels.jsonl")
+    add_argument(parser)
     args = parser.parse_args()
 
+    found: list[Finding] = []
     print(f"{'':38}{'ms':>9}{'GB/s':>8}   times ours")
     for name in args.dtypes:
         for rows in args.rows:
             inputs = make_inputs(rows, args.vocab, DTYPES[name], args.device)
             gate(*inputs)
             scratch = inputs[0].clone()
+            restore = partial(scratch.copy_, inputs[0])
             for operation, runs in operations(scratch, *inputs, not args.no_compile).items():
-                milliseconds = {}
-                for who, run in runs.items():
-                    restore = partial(scratch.copy_, inputs[0])
-                    milliseconds[who] = measure(run, restore, args.device)
-                report(f"{operation} [{rows}, {args.vocab}] {name}", milliseconds, inputs[0])
+                taken = turns(runs, restore, args.device, args.rounds)
+                title = f"{operation} [{rows}, {args.vocab}] {name}"
+                report(title, taken, inputs[0])
+                found += compare(title, taken)
                 record = {"operation": operation, "rows": rows, "vocab": args.vocab, "dtype": name}
-                append(args.out, record | {"ms": milliseconds} | surroundings(args.device))
+                append(args.out, record | {"ms": taken} | surroundings() | on(args.device))
+    tell(found, args.findings)
+
+
+def turns(runs: dict[str, Run], restore: Run, device: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each way in each round."""
+    taken: dict[str, list[float]] = {who: [] for who in runs}
+    for _ in range(rounds):
+        for who, run in runs.items():
+            taken[who].append(measure(run, restore, device))
+    return taken
+
+
+def compare(title: str, taken: dict[str, list[float]]) -> list[Finding]:
+    """Ours against PyTorch; the bars are for a GPU, where the Triton kernels run."""
+    rivals = [who for who in taken if not who.startswith("ours") and who != "plain, compiled"]
+    bars = {"definition": 1 / 4, "definition, compiled": 1 / 1.2}
+    barred = torch.cuda.is_available() and title.startswith("extrapolate")
+    return [
+        Finding(
+            what=title,
+            rival=RIVALS[who],
+            values=ratios(taken["ours"], taken[who]),
+            at_most=bars.get(who) if barred else None,
+            note="the formula alone: no plausibility, no masks" if who == "plain" else "",
+        )
+        for who in rivals
+    ]
 
 
 def make_inputs(
@@ -94,11 +131,22 @@ def gate(
         statistics_, reference.delta_logprobs(*pair, tokens[:16]), strict=True
     ):
         errors.append(((value[:16] - wanted).abs() / wanted.abs().clamp(min=1)).max().item())
+    rule = rule_for(rlvr[:16])
+    q = ops.gated_extrapolate(rlvr[:16], base[:16], rule).logprobs.double().exp()
+    errors.append(
+        (q - gated_reference.gated_extrapolate(*pair, rule).logprobs.exp()).abs().max().item()
+    )
     # Written so that NaN stops too.
     if not all(error <= TOLERANCE for error in errors):
         raise SystemExit(
             f"wrong results, errors {errors} (allowed {TOLERANCE:g}): nothing is timed"
         )
+
+
+def rule_for(rlvr: Tensor) -> gated_reference.Rule:
+    """The papers' rule for each row."""
+    numbers = torch.tensor(rule_numbers(RULE, SAMPLING), device=rlvr.device)
+    return rule_of_rows(numbers[:, None].expand(-1, len(rlvr)).contiguous())
 
 
 def operations(
@@ -122,6 +170,11 @@ def operations(
     def deltas() -> reference.DeltaLogprobs:
         return reference.delta_logprobs(rlvr.float(), base.float(), tokens)
 
+    rule = rule_for(rlvr)
+
+    def gated() -> gated_reference.Gated:
+        return gated_reference.gated_extrapolate(rlvr.float(), base.float(), rule)
+
     extrapolations: dict[str, Run] = {
         "ours": lambda: ops.extrapolate(rlvr, base, strength, plausibility),
         "ours, in place": lambda: ops.extrapolate_(scratch, base, strength, plausibility),
@@ -132,11 +185,20 @@ def operations(
         "ours": lambda: ops.delta_logprobs(rlvr, base, tokens),
         "definition": deltas,
     }
+    rules: dict[str, Run] = {
+        "ours": lambda: ops.gated_extrapolate(rlvr, base, rule),
+        "definition": gated,
+    }
     if compiled:
         extrapolations["plain, compiled"] = torch.compile(plain)
         extrapolations["definition, compiled"] = torch.compile(definition)
         statistics_["definition, compiled"] = torch.compile(deltas)
-    return {"extrapolate": extrapolations, "delta_logprobs": statistics_}
+        rules["definition, compiled"] = torch.compile(gated)
+    return {
+        "extrapolate": extrapolations,
+        "delta_logprobs": statistics_,
+        "gated_extrapolate": rules,
+    }
 
 
 def measure(run: Run, restore: Run, device: str) -> float:
@@ -144,7 +206,7 @@ def measure(run: Run, restore: Run, device: str) -> float:
     timed = time_on_gpu if device.startswith("cuda") else time_on_cpu
     times: list[float] = []
     stop = -math.inf
-    while len(times) < 7 or time.monotonic() < stop:
+    while len(times) < 3 or time.monotonic() < stop:
         restore()
         times.append(timed(run))
         if len(times) == 2:  # compiled and warm
@@ -169,34 +231,20 @@ def time_on_gpu(run: Run) -> float:
     return float(start.elapsed_time(end))
 
 
-def report(title: str, milliseconds: dict[str, float], rlvr: Tensor) -> None:
+def report(title: str, taken: dict[str, list[float]], rlvr: Tensor) -> None:
     print(title)
     least_bytes = 2 * rlvr.numel() * rlvr.element_size()  # each model's logits read once
-    for who, ms in milliseconds.items():
-        rate, ratio = least_bytes / ms / 1e6, ms / milliseconds["ours"]
-        print(f"  {who:36}{ms:9.3f}{rate:8.1f}{ratio:12.2f}x")
+    medians = {who: statistics.median(times) for who, times in taken.items()}
+    for who, ms in medians.items():
+        rate, ratio = least_bytes / ms / 1e6, ms / medians["ours"]
+        print(f"  {who:36}{ms:9.3f}{rate:8.1f}{ratio:12.2f}x", flush=True)
 
 
-def surroundings(device: str) -> dict[str, object]:
-    """Where a number was measured, without which it means nothing."""
-    on_gpu = device.startswith("cuda")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def append(path: Path, record: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def on(device: str) -> dict[str, object]:
+    """Which device ran it, and with how many threads."""
+    if device.startswith("cuda"):
+        return {"device": torch.cuda.get_device_name(device)}
+    return {"threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":
