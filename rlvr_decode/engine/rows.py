@@ -7,7 +7,6 @@ model takes them when it computes the logits. Legend: N rows, K of them that use
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,13 +17,13 @@ from torch import Tensor
 from rlvr_decode.engine.admission import scores_prompt
 from rlvr_decode.engine.gate_table import GateTable
 from rlvr_decode.engine.gating import Gates, Masked, every_row
+from rlvr_decode.engine.per_engine import PerEngine
 from rlvr_decode.engine.plain import is_marked
 from rlvr_decode.engine.side_channel import SideChannel
 from rlvr_decode.params import Extrapolation
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.config import VllmConfig
 
 
 class Rows(NamedTuple):
@@ -188,13 +187,5 @@ class Step:
         return rows
 
 
-_STEPS: dict[int, Step] = {}
-
-
-def step_of(vllm_config: VllmConfig) -> Step:
-    """The one `Step` of an engine; its V1 processor and its model only share the config object."""
-    key = id(vllm_config)
-    if key not in _STEPS:
-        _STEPS[key] = Step()
-        weakref.finalize(vllm_config, _STEPS.pop, key, None)
-    return _STEPS[key]
+# The V1 processor and the model share only the config object.
+step_of = PerEngine(Step)

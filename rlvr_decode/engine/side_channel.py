@@ -7,12 +7,13 @@ request has ended, the front end takes them. Nobody listens under a key that was
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from rlvr_decode.engine.per_engine import PerEngine
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -48,6 +49,10 @@ class SideChannel:
         return {name: torch.cat([chunk[name] for chunk in chunks]).tolist() for name in names}
 
 
+# The worker and the model share only the config object.
+channel_of = PerEngine(SideChannel)
+
+
 class SideChannelExtension:
     """The front end's way in: vLLM mixes these methods into its worker (`collective_rpc`)."""
 
@@ -61,15 +66,3 @@ class SideChannelExtension:
 
     def take_side_channel(self, key: str) -> dict[str, list[Any]]:
         return channel_of(self.vllm_config).take(key)
-
-
-_CHANNELS: dict[int, SideChannel] = {}
-
-
-def channel_of(vllm_config: VllmConfig) -> SideChannel:
-    """The one channel of an engine; worker and model only share the config object."""
-    key = id(vllm_config)
-    if key not in _CHANNELS:
-        _CHANNELS[key] = SideChannel()
-        weakref.finalize(vllm_config, _CHANNELS.pop, key, None)
-    return _CHANNELS[key]
