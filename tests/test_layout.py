@@ -66,7 +66,9 @@ def test_the_package_links_to_its_parts(part):
     assert (ROOT / "rlvr_decode" / part).readlink() == Path("..") / part
 
 
-def test_only_the_engine_and_the_server_import_vllm_at_their_top():
+def test_only_what_runs_inside_vllm_imports_it_at_its_top():
+    # The rollout engine's LoRA is a class of vLLM's own kind, which vLLM itself imports by name.
+    inside = {"one_adapter.py"}
     for part, path in sources():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         at_top = {
@@ -75,7 +77,7 @@ def test_only_the_engine_and_the_server_import_vllm_at_their_top():
             if isinstance(node, ast.Import | ast.ImportFrom)
             for name in imports_of_node(node)
         }
-        if part != "server" and "engine" not in path.parts:
+        if part != "server" and "engine" not in path.parts and path.name not in inside:
             assert "vllm" not in at_top, path
 
 
