@@ -6,6 +6,7 @@ would apply beside ours, in a way that is not the distribution asked for.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,17 @@ NEUTRAL = {
 }
 
 
+# How many ids V2's tables have room for: vLLM looks when a request is in the worker, and ends it.
+# Under V1 the same is refused, so that a request does not depend on the runner.
+ROOM = {"allowed_token_ids": 1024, "logit_bias": 1024}
+STOPS = 128
+STOPS_OF_THE_PAIR = 16  # both models' ends of sequence are added later
+BAD_WORDS_TOKENS = 1024
+
+
 def refuse_inexact(params: SamplingParams) -> None:
     """Raise SettingError for settings that are malformed or could not be honoured."""
+    _refuse_too_long(params)
     extrapolation = Extrapolation.from_extra_args(params.extra_args)
     Sampling.from_extra_args(params.extra_args)
     if extrapolation.uses_base and scores_prompt(params):
@@ -63,6 +73,25 @@ def _refuse_beside_gate(params: SamplingParams) -> None:
             "would miss the mask of a gated request; leave out, or drop the gate or the mask "
             f"({', '.join(_masks(params))})",
         )
+
+
+def _refuse_too_long(params: SamplingParams) -> None:
+    for name, room in ROOM.items():
+        if (given := len(getattr(params, name) or ())) > room:
+            raise SettingError(name, given, f"must be at most {room} tokens")
+    stops, most = len(params.all_stop_token_ids), STOPS - STOPS_OF_THE_PAIR
+    if params.min_tokens > 0 and stops > most:
+        reason = f"must be at most {most} with min_tokens; give fewer, or no min_tokens"
+        raise SettingError("stop_token_ids", stops, reason)
+    if (tokens := sum(map(_most_tokens, params.bad_words or ()))) > BAD_WORDS_TOKENS:
+        reason = f"may be {tokens} tokens, at most {BAD_WORDS_TOKENS}; give fewer or shorter ones"
+        raise SettingError("bad_words", len(params.bad_words or ()), reason)
+
+
+def _most_tokens(word: str) -> int:
+    """That vLLM makes of a word, by itself and behind a space: tokens hold at least one byte."""
+    spelt_out = unicodedata.normalize("NFKD", word)  # longest, whatever a tokenizer normalises
+    return 2 * (1 + max(len(text.encode(errors="replace")) for text in (word, spelt_out)))
 
 
 def has_mask(params: SamplingParams) -> bool:
