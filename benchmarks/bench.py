@@ -40,7 +40,7 @@ class Row:
 
     command: tuple[str, ...]
     rival: str | None = None
-    seconds: int = 420
+    seconds: int = 600
 
 
 ROWS = {
@@ -64,7 +64,7 @@ ROWS = {
         command=("decode.py", "--concurrency", "1", "16", "--rounds", "2", "--rivals"),
     ),
     "speculation": Row(command=("speculation.py",)),
-    "train step": Row(command=("train_step.py",), rival="trl"),
+    "train step": Row(command=("train_step.py", "--threads", "2"), rival="trl"),
     "GeoRA's start": Row(command=("geora_init.py",)),
     "growth": Row(command=("growth.py",)),
     "scaling": Row(command=("scaling.py", "--check")),

@@ -12,7 +12,7 @@ from findings import Finding
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "| | what | against | ours ÷ theirs (spread) | bar | |\n|---|---|---|---|---|---|\n"
 # Measured by commands of their own, whose pages begin with what they found.
-ELSEWHERE = ("probe", "fuzz", "soak", "kill")
+ELSEWHERE = ("probe", "fuzz", "faults")
 VERDICTS = {None: "", True: "holds", False: "**does not hold**"}
 NOT_MEASURED = (
     "Not measured, for want of a GPU: the Triton kernels' bandwidth, FlashInfer's sampling on "
@@ -85,7 +85,22 @@ def elsewhere(results: Path) -> list[str]:
         if page.exists():
             _, paragraph, *_ = page.read_text(encoding="utf-8").split("\n\n")
             found.append(f"- `results/{page.name}`: {' '.join(paragraph.split())}")
+    found += [f"- `results/soak.jsonl`: {each}" for each in soaks(results / "soak.jsonl")]
     return ["Beside it:\n\n" + "\n".join(found)] if found else []
+
+
+def soaks(file: Path) -> list[str]:
+    """The last soak of each kind of pair."""
+    if not file.exists():
+        return []
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    last = {line["rlvr"]: line for line in lines}
+    return [
+        f"{kind} pair, {run['finished']:,} requests answered and {run['aborted']:,} cut off, "
+        f"{run['wrong']} wrong, {run['growth_mib']:g} MiB more memory at the end; "
+        + ("passed." if run["passed"] else "**not passed**.")
+        for kind, run in last.items()
+    ]
 
 
 def about(records: Sequence[Record]) -> str:

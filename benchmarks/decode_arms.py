@@ -26,8 +26,10 @@ LOOP_LOGPROBS = 50  # of the released scripts
 Arm = Callable[[list[list[int]], list[float], int], list[list[int]]]
 
 
-def make_pairs(directory: Path, dtype: Any) -> tuple[Any, Any]:
-    """A random base with an update of rank 16, as a full pair and as an adapter pair."""
+def make_pairs(
+    directory: Path, dtype: Any, *, shape: dict[str, Any] = SHAPE, rank: int = RANK
+) -> tuple[Any, Any]:
+    """A random base with an update of this rank, as a full pair and as an adapter pair."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -38,7 +40,7 @@ def make_pairs(directory: Path, dtype: Any) -> tuple[Any, Any]:
 
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        Qwen3Config(**SHAPE), dtype=dtype
+        Qwen3Config(**shape), dtype=dtype
     )
     base, rlvr = directory / "base", directory / "rlvr"
     model.save_pretrained(base)
@@ -46,7 +48,7 @@ def make_pairs(directory: Path, dtype: Any) -> tuple[Any, Any]:
     for name, layer in model.named_modules():
         if name.rpartition(".")[2] in LINEAR_LAYERS:
             out, into = layer.weight.shape
-            factors[name] = (0.01 * torch.randn(out, RANK), 0.1 * torch.randn(RANK, into))
+            factors[name] = (0.01 * torch.randn(out, rank), 0.1 * torch.randn(rank, into))
             with torch.no_grad():
                 layer.weight += (factors[name][0] @ factors[name][1]).to(dtype)
     model.save_pretrained(rlvr)
@@ -162,9 +164,10 @@ def two_engines(base: Any, rlvr: Any) -> Arm:
     return run
 
 
-def workload(requests: int) -> tuple[list[list[int]], list[float]]:
+def workload(requests: int, length: int = PROMPT_TOKENS) -> tuple[list[list[int]], list[float]]:
+    """Random prompts, and strengths from 0.25 to 2."""
     import torch
 
     generator = torch.Generator().manual_seed(requests)
-    prompts = torch.randint(3, VOCAB, (requests, PROMPT_TOKENS), generator=generator).tolist()
+    prompts = torch.randint(3, VOCAB, (requests, length), generator=generator).tolist()
     return prompts, [0.25 * (1 + i % 8) for i in range(requests)]

@@ -20,14 +20,15 @@ from cost_model import VARIANTS, Device, Shape, Variant, parts, requests_that_fi
 class Load:
     """What arrives.
 
-    rate   requests a second.
-    share  of them that are extrapolated, in [0, 1].
+    rate            requests a second.
+    share           of them that are extrapolated, in [0, 1].
+    prompt, answer  tokens, on average of an answer.
     """
 
     rate: float
     share: float
     prompt: int = 512
-    answer: int = 512
+    answer: float = 512
     requests: int = 500
     seed: int = 0
 
