@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,36 +39,22 @@ class Row:
     seconds  after which it is ended.
     """
 
-    command: tuple[str, ...]
+    command: str
     rival: str | None = None
     seconds: int = 600
 
 
 ROWS = {
-    "exactness": Row(command=("exactness.py",)),
-    "draws": Row(command=("draws.py",)),
-    "kernels": Row(command=("kernels.py", "--rows", "16", "--dtypes", "bf16")),
-    "decode, bfloat16": Row(
-        command=(
-            "decode.py",
-            "--dtype",
-            "bfloat16",
-            "--concurrency",
-            "1",
-            "8",
-            "32",
-            "--rounds",
-            "3",
-        ),
-    ),
-    "decode, float32": Row(
-        command=("decode.py", "--concurrency", "1", "16", "--rounds", "2", "--rivals"),
-    ),
-    "speculation": Row(command=("speculation.py",)),
-    "train step": Row(command=("train_step.py", "--threads", "2"), rival="trl"),
-    "GeoRA's start": Row(command=("geora_init.py",)),
-    "growth": Row(command=("growth.py",)),
-    "scaling": Row(command=("scaling.py", "--check")),
+    "exactness": Row(command="exactness.py"),
+    "draws": Row(command="draws.py"),
+    "kernels": Row(command="kernels.py --rows 16 --dtypes bf16"),
+    "decode-bf16": Row(command="decode.py --dtype bfloat16 --concurrency 1 8 32 --rounds 3"),
+    "decode-fp32": Row(command="decode.py --concurrency 1 16 --rounds 2 --rivals"),
+    "scaling": Row(command="scaling.py --check"),
+    "speculation": Row(command="speculation.py"),
+    "train-step": Row(command="train_step.py --threads 2", rival="trl"),
+    "geora-start": Row(command="geora_init.py"),
+    "growth": Row(command="growth.py"),
 }
 
 
@@ -129,7 +116,7 @@ def run(row: Row, findings: Path, scratch: Path, results: Path) -> str | None:
     if row.rival:
         paths = [str(install(row.rival)), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    script, *flags = row.command
+    script, *flags = shlex.split(row.command)
     command = [sys.executable, str(HERE / script), *flags, "--findings", str(findings)]
     with (scratch / "complaint").open("w+", encoding="utf-8", errors="replace") as complaint:
         process = subprocess.Popen(

@@ -1,6 +1,7 @@
 """`make bench`: rows run apart, a failing one is told and fails the whole, the tables follow."""
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 
@@ -32,7 +33,7 @@ def run(tmp_path, monkeypatch):
         for name, text in scripts.items():
             path = tmp_path / f"{name}.py"
             path.write_text(text)
-            rows[name] = bench.Row(command=(str(path),), seconds=seconds)
+            rows[name] = bench.Row(command=shlex.quote(str(path)), seconds=seconds)
         monkeypatch.setattr(bench, "ROWS", rows)
         readme, results = tmp_path / "README.md", tmp_path / "results"
         results.mkdir(exist_ok=True)
