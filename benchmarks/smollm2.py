@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -49,11 +49,9 @@ PRIMARY = Extrapolation(strength=1.0, plausibility=0.05)
 
 BASE, RLVR = Arm(extrapolation=Extrapolation(strength=-1.0)), Arm()
 ALONE = (RLVR, Arm(temperature=0.0))
-STRENGTHS = (-0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
+STRENGTHS = (-0.5, 0.5, 1.0, 2.0, 3.0)
 GATES: tuple[dict[str, Any], ...] = (
-    {"gate": "delta", "threshold": -0.1, "primary": "base"},
     {"gate": "delta", "threshold": -0.3, "primary": "base"},
-    {"gate": "delta", "threshold": -0.5, "primary": "base"},
     {"gate": "delta", "threshold": -0.3},
     {"gate": "kl", "threshold": 0.05},
     {"gate": "entropy", "threshold": 0.5},
@@ -86,49 +84,63 @@ def arms_of_the_sweep() -> list[Arm]:
     arms += [replace(primary, temperature=temperature) for temperature in (0.3, 0.0)]
     arms += [replace(BASE, temperature=0.0)]
     arms += [Arm(extrapolation=each) for each in swept]
-    arms += rivals(temperatures=(), top_p=1.0, weight_strengths=(0.5, 1.0), grid=[RLVR])
     return list(dict.fromkeys(arms))
 
 
-class Study:
-    """The directory of a study, and how its rows are measured."""
+class Kept(VllmSampler):
+    """An engine that outlives a measurement."""
 
-    def __init__(self, out: Path, *, seed: int) -> None:
-        self.out, self.seed = out, seed
+    def close(self) -> None:
+        """Leave it to the next one."""
 
-    def ask(
-        self,
-        name: str,
-        pair: Pair,
-        arms: Sequence[Arm],
-        task: tuple[str, dict[str, Any]],
-        *,
-        prompts: int,
-        samples: int,
-        max_tokens: int,
-    ) -> Found:
-        """Arms on different held-out prompts of a task; their rows are in `out/name.jsonl`."""
-        made = make_task(*task)
-        stream = (made.prompt(i, seed=self.seed, split="held_out") for i in count())
-        questions, _ = choose_questions(stream, prompts=prompts, confirm=0)
-        asked = {"pair": pair.name, "task": task, "prompts": prompts, "samples": samples}
-        journal = Journal.open(
-            self.out / f"{name}.jsonl", json.loads(json.dumps(asked)) | {"max_tokens": max_tokens}
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            Measurement(
-                open_sampler=lambda arm: VllmSampler(
-                    variant_of(pair, arm, Path(scratch) / arm.label.replace(" ", "-")),
-                    max_tokens=max_tokens,
-                    **ENGINE,
-                ),
-                judge=Verdicts(made),
-                samples=samples,
-                seed=self.seed,
-                piece=256,
-            ).run(arms, questions, journal)
-        names = [digest(question) for question in questions]
-        return summaries(journal, arms, names, ks=(1,), interval=bootstrap_interval)
+
+class Engine:
+    """A pair's own engine, started when it is first asked and kept for every measurement."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self._sampler: Kept | None = None
+
+    def sampler(self, max_tokens: int) -> Kept:
+        if self._sampler is None:
+            self._sampler = Kept(self.pair, max_tokens=max_tokens, **ENGINE)
+        self._sampler.max_tokens = max_tokens
+        return self._sampler
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        if self._sampler is not None:
+            VllmSampler.close(self._sampler)
+
+
+Task = tuple[str, dict[str, Any]]
+
+
+def ask(
+    out: Path,
+    pair: Pair,
+    arms: Sequence[Arm],
+    task: Task,
+    *,
+    open_sampler: Callable[[Arm], VllmSampler],
+    prompts: int,
+    asked: Mapping[str, int],
+) -> Found:
+    """Arms on different held-out prompts of a task; their rows are kept in the file `out`."""
+    made = make_task(*task)
+    stream = (made.prompt(i, seed=asked["seed"], split="held_out") for i in count())
+    questions, _ = choose_questions(stream, prompts=prompts, confirm=0)
+    header = {"pair": pair.name, "task": task, "prompts": prompts, **asked}
+    journal = Journal.open(out, json.loads(json.dumps(header)))
+    Measurement(
+        open_sampler=open_sampler,
+        judge=Verdicts(made),
+        samples=asked["samples"],
+        seed=asked["seed"],
+        piece=512,
+    ).run(arms, questions, journal)
+    names = [digest(question) for question in questions]
+    return summaries(journal, arms, names, ks=(1,), interval=bootstrap_interval)
 
 
 @torch.no_grad()
@@ -165,8 +177,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="smollm2", help="whose task is asked")
     parser.add_argument("--out", type=Path, default=Path("study"))
     parser.add_argument("--report", type=Path, default=Path(__file__).parent / "results/smollm2")
-    parser.add_argument("--prompts", type=int, default=400)
-    parser.add_argument("--elsewhere", type=int, default=200, help="prompts of each other task")
+    parser.add_argument("--prompts", type=int, default=320)
+    parser.add_argument("--elsewhere", type=int, default=150, help="prompts of each other task")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -175,25 +187,64 @@ def main() -> None:
     task = (recipe.task.name, recipe.task.options)
     limit = recipe.rollout.max_new_tokens
     pairs = [Pair.open(each) for each in args.pairs]
-    swept, *others = pairs
-    study = Study(args.out, seed=args.seed)
-    many = {"prompts": args.prompts, "samples": args.samples}
-    few = {"prompts": args.elsewhere, "samples": args.samples, "max_tokens": 32}
+    swept = pairs[0]
+    sweep: dict[Arm, Summary] = {}
+    room: Found = {}
+    adapters, elsewhere = {}, {}
+    for pair in pairs:
+        engine = Engine(pair)
 
-    sweep = study.ask("sweep", swept, arms_of_the_sweep(), task, **many, max_tokens=limit)
-    # With room for a sentence before the number, which training does not give.
-    room = study.ask("room", swept, [RLVR, BASE], task, **many, max_tokens=64)
-    adapters = {
-        pair.name: study.ask(pair.name, pair, ALONE, task, **many, max_tokens=limit)
-        for pair in others
-    }
-    elsewhere = {}
-    for name, settings in ELSEWHERE.items():
-        options = {"chat": True, "number": True, "template": QUESTION, "settings": settings}
-        other = (f"reasoning_gym:{name}", options)
-        for pair in pairs:
-            arms = [RLVR, BASE, Arm(extrapolation=PRIMARY)] if pair is swept else [RLVR]
-            elsewhere[name, pair.name] = study.ask(f"{name}-{pair.name}", pair, arms, other, **few)
+        def measured(
+            name: str,
+            arms: Sequence[Arm],
+            of: Task,
+            *,
+            prompts: int,
+            tokens: int,
+            pair: Pair = pair,
+            engine: Engine = engine,
+        ) -> Found:
+            return ask(
+                args.out / f"{pair.name}-{name}.jsonl",
+                pair,
+                arms,
+                of,
+                open_sampler=lambda arm: engine.sampler(tokens),
+                prompts=prompts,
+                asked={"samples": args.samples, "seed": args.seed, "max_tokens": tokens},
+            )
+
+        if pair is swept:
+            arms = arms_of_the_sweep()
+            sweep |= measured("sweep", arms, task, prompts=args.prompts, tokens=limit)
+            # With room for a sentence before the number, which training does not give.
+            room = measured("room", [RLVR, BASE], task, prompts=args.prompts, tokens=64)
+        else:
+            adapters[pair.name] = measured("alone", ALONE, task, prompts=args.prompts, tokens=limit)
+        for name, settings in ELSEWHERE.items():
+            options = {"chat": True, "number": True, "template": QUESTION, "settings": settings}
+            elsewhere[name, pair.name] = measured(
+                name,
+                [RLVR, BASE, Arm(extrapolation=PRIMARY)] if pair is swept else [RLVR],
+                (f"reasoning_gym:{name}", options),
+                prompts=args.elsewhere,
+                tokens=32,
+            )
+        engine.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        sweep |= ask(
+            args.out / f"{swept.name}-weights.jsonl",
+            swept,
+            rivals(temperatures=(), top_p=1.0, weight_strengths=(0.5, 1.0), grid=[RLVR]),
+            task,
+            open_sampler=lambda arm: VllmSampler(
+                variant_of(swept, arm, Path(scratch) / str(arm.weight_strength)),
+                max_tokens=limit,
+                **ENGINE,
+            ),
+            prompts=args.prompts,
+            asked={"samples": args.samples, "seed": args.seed, "max_tokens": limit},
+        )
     write_report(
         args.report,
         Findings(

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class VllmSampler:
-    """Answers as one variant of a pair, from one engine that serves every arm of it."""
+    """Answers as one variant of a pair, from one engine that serves every arm of it.
+
+    max_tokens  of a response; may change between calls.
+    """
 
     def __init__(self, pair: Pair, *, max_tokens: int, **engine: Any) -> None:
         from vllm import LLM
@@ -29,7 +32,7 @@ class VllmSampler:
 
         chosen = {"disable_log_stats": True, "logprobs_mode": "processed_logprobs"} | engine
         self._llm = LLM(**engine_args(pair, **chosen))
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
 
     def sample(
         self, questions: Sequence[Question], arm: Arm, *, samples: int, seed: int
@@ -43,7 +46,7 @@ class VllmSampler:
                 temperature=arm.temperature,
                 top_p=arm.top_p,
                 min_p=arm.min_p,
-                max_tokens=self._max_tokens,
+                max_tokens=self.max_tokens,
                 logprobs=0,
                 seed=seed + number,
             )
