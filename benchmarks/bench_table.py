@@ -149,6 +149,7 @@ def plot(found: Sequence[Finding], path: Path) -> None:
     labels = [f"{each.what} ÷ {each.rival}" for each in reversed(shown)]
     axis.set_yticks(range(len(shown)), labels, fontsize=7)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("ours ÷ theirs: median and range over rounds; | is the bar")
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path)

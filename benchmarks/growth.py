@@ -217,6 +217,7 @@ def slopes(curve: Curve) -> Iterator[Finding]:
             what=f"{way}: {curve.title}, from {least} to {most} {curve.size}",
             rival=f"{most // least} × the time",
             values=[a / b / (most / least) for a, b in pairs],
+            unit="",
         )
 
 
