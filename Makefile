@@ -61,7 +61,7 @@ format: env
 	.venv/bin/ruff format .
 
 bench: env
-	.venv/bin/python benchmarks/decode.py
+	.venv/bin/python benchmarks/bench.py
 
 train-tiny: env
 	.venv/bin/rlvr-decode train tiny
