@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,16 @@ class Engine:
         self.pair = pair
         self._sampler: Kept | None = None
 
-    def sampler(self, max_tokens: int) -> Kept:
-        if self._sampler is None:
-            self._sampler = Kept(self.pair, max_tokens=max_tokens, **ENGINE)
-        self._sampler.max_tokens = max_tokens
-        return self._sampler
+    def opener(self, max_tokens: int) -> Callable[[Arm], VllmSampler]:
+        """What opens the sampler of any arm of the pair itself, for responses so long."""
+
+        def opened(arm: Arm) -> VllmSampler:
+            if self._sampler is None:
+                self._sampler = Kept(self.pair, max_tokens=max_tokens, **ENGINE)
+            self._sampler.max_tokens = max_tokens
+            return self._sampler
+
+        return opened
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -116,31 +122,82 @@ class Engine:
 Task = tuple[str, dict[str, Any]]
 
 
-def ask(
-    out: Path,
-    pair: Pair,
-    arms: Sequence[Arm],
-    task: Task,
-    *,
-    open_sampler: Callable[[Arm], VllmSampler],
-    prompts: int,
-    asked: Mapping[str, int],
-) -> Found:
-    """Arms on different held-out prompts of a task; their rows are kept in the file `out`."""
-    made = make_task(*task)
-    stream = (made.prompt(i, seed=asked["seed"], split="held_out") for i in count())
-    questions, _ = choose_questions(stream, prompts=prompts, confirm=0)
-    header = {"pair": pair.name, "task": task, "prompts": prompts, **asked}
-    journal = Journal.open(out, json.loads(json.dumps(header)))
-    Measurement(
-        open_sampler=open_sampler,
-        judge=Verdicts(made),
-        samples=asked["samples"],
-        seed=asked["seed"],
-        piece=512,
-    ).run(arms, questions, journal)
-    names = [digest(question) for question in questions]
-    return summaries(journal, arms, names, ks=(1,), interval=bootstrap_interval)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """What is asked of every pair: its rows are in the directory `out`.
+
+    task       the recipe's, with its limit of tokens.
+    prompts    of that task, and `elsewhere` of each other one.
+    """
+
+    out: Path
+    task: Task
+    limit: int
+    prompts: int
+    elsewhere: int
+    samples: int
+    seed: int
+
+    def ask(
+        self,
+        name: str,
+        pair: Pair,
+        arms: Sequence[Arm],
+        open_sampler: Callable[[Arm], VllmSampler],
+        *,
+        task: Task | None = None,
+        tokens: int | None = None,
+    ) -> Found:
+        """Arms on different held-out prompts of a task, by default the study's own."""
+        name_and_options = task or self.task
+        prompts = self.elsewhere if task else self.prompts
+        made = make_task(*name_and_options)
+        stream = (made.prompt(i, seed=self.seed, split="held_out") for i in count())
+        questions, _ = choose_questions(stream, prompts=prompts, confirm=0)
+        header = {
+            "pair": pair.name,
+            "task": name_and_options,
+            "prompts": prompts,
+            "samples": self.samples,
+            "seed": self.seed,
+            "max_tokens": tokens or self.limit,
+        }
+        journal = Journal.open(
+            self.out / f"{pair.name}-{name}.jsonl", json.loads(json.dumps(header))
+        )
+        Measurement(
+            open_sampler=open_sampler,
+            judge=Verdicts(made),
+            samples=self.samples,
+            seed=self.seed,
+            piece=512,
+        ).run(arms, questions, journal)
+        names = [digest(question) for question in questions]
+        return summaries(journal, arms, names, ks=(1,), interval=bootstrap_interval)
+
+    def away(self, pair: Pair, engine: Engine, arms: Sequence[Arm]) -> dict[str, Found]:
+        """By other task."""
+        found = {}
+        for name, settings in ELSEWHERE.items():
+            options = {"chat": True, "number": True, "template": QUESTION, "settings": settings}
+            task = (f"reasoning_gym:{name}", options)
+            found[name] = self.ask(name, pair, arms, engine.opener(32), task=task, tokens=32)
+        return found
+
+    def moved(self, pair: Pair) -> Found:
+        """With the weights moved instead, each on an engine of its own."""
+        arms = rivals(temperatures=(), top_p=1.0, weight_strengths=(0.5, 1.0), grid=[RLVR])
+        with tempfile.TemporaryDirectory() as scratch:
+            return self.ask(
+                "weights",
+                pair,
+                arms,
+                lambda arm: VllmSampler(
+                    variant_of(pair, arm, Path(scratch) / str(arm.weight_strength)),
+                    max_tokens=self.limit,
+                    **ENGINE,
+                ),
+            )
 
 
 @torch.no_grad()
@@ -184,81 +241,45 @@ def main() -> None:
     args = parser.parse_args()
 
     recipe = load(args.recipe)
-    task = (recipe.task.name, recipe.task.options)
-    limit = recipe.rollout.max_new_tokens
+    study = Study(
+        out=args.out,
+        task=(recipe.task.name, recipe.task.options),
+        limit=recipe.rollout.max_new_tokens,
+        prompts=args.prompts,
+        elsewhere=args.elsewhere,
+        samples=args.samples,
+        seed=args.seed,
+    )
     pairs = [Pair.open(each) for each in args.pairs]
-    swept = pairs[0]
-    sweep: dict[Arm, Summary] = {}
-    room: Found = {}
-    adapters, elsewhere = {}, {}
-    for pair in pairs:
-        engine = Engine(pair)
+    write_report(args.report, measure(study, pairs))
 
-        def measured(
-            name: str,
-            arms: Sequence[Arm],
-            of: Task,
-            *,
-            prompts: int,
-            tokens: int,
-            pair: Pair = pair,
-            engine: Engine = engine,
-        ) -> Found:
-            return ask(
-                args.out / f"{pair.name}-{name}.jsonl",
-                pair,
-                arms,
-                of,
-                open_sampler=lambda arm: engine.sampler(tokens),
-                prompts=prompts,
-                asked={"samples": args.samples, "seed": args.seed, "max_tokens": tokens},
-            )
 
-        if pair is swept:
-            arms = arms_of_the_sweep()
-            sweep |= measured("sweep", arms, task, prompts=args.prompts, tokens=limit)
-            # With room for a sentence before the number, which training does not give.
-            room = measured("room", [RLVR, BASE], task, prompts=args.prompts, tokens=64)
-        else:
-            adapters[pair.name] = measured("alone", ALONE, task, prompts=args.prompts, tokens=limit)
-        for name, settings in ELSEWHERE.items():
-            options = {"chat": True, "number": True, "template": QUESTION, "settings": settings}
-            elsewhere[name, pair.name] = measured(
-                name,
-                [RLVR, BASE, Arm(extrapolation=PRIMARY)] if pair is swept else [RLVR],
-                (f"reasoning_gym:{name}", options),
-                prompts=args.elsewhere,
-                tokens=32,
-            )
-        engine.close()
-    with tempfile.TemporaryDirectory() as scratch:
-        sweep |= ask(
-            args.out / f"{swept.name}-weights.jsonl",
-            swept,
-            rivals(temperatures=(), top_p=1.0, weight_strengths=(0.5, 1.0), grid=[RLVR]),
-            task,
-            open_sampler=lambda arm: VllmSampler(
-                variant_of(swept, arm, Path(scratch) / str(arm.weight_strength)),
-                max_tokens=limit,
-                **ENGINE,
-            ),
-            prompts=args.prompts,
-            asked={"samples": args.samples, "seed": args.seed, "max_tokens": limit},
-        )
-    write_report(
-        args.report,
-        Findings(
-            swept=swept.name,
-            sweep=sweep,
-            room=room,
-            adapters=adapters,
-            elsewhere=elsewhere,
-            texts=read_texts(pairs),
-            recipes={pair.name: dict(pair.provenance) for pair in pairs},
-            primary=Arm(extrapolation=PRIMARY),
-            samples=args.samples,
-            tokens=limit,
-        ),
+def measure(study: Study, pairs: Sequence[Pair]) -> Findings:
+    """All of it, one pair after the other."""
+    swept, *others = pairs
+    primary = Arm(extrapolation=PRIMARY)
+    with closing(Engine(swept)) as engine:
+        sweep = study.ask("sweep", swept, arms_of_the_sweep(), engine.opener(study.limit))
+        # With room for a sentence before the number, which training does not give.
+        room = study.ask("room", swept, [RLVR, BASE], engine.opener(64), tokens=64)
+        away = {swept.name: study.away(swept, engine, [RLVR, BASE, primary])}
+    adapters = {}
+    for pair in others:
+        with closing(Engine(pair)) as engine:
+            open_sampler = engine.opener(study.limit)
+            adapters[pair.name] = study.ask("alone", pair, ALONE, open_sampler)
+            away[pair.name] = study.away(pair, engine, [RLVR])
+    return Findings(
+        swept=swept.name,
+        sweep=sweep | study.moved(swept),
+        room=room,
+        adapters=adapters,
+        elsewhere={(task, name): away[name][task] for task in ELSEWHERE for name in away},
+        texts=read_texts(pairs),
+        recipes={pair.name: dict(pair.provenance) for pair in pairs},
+        primary=primary,
+        samples=study.samples,
+        tokens=study.limit,
     )
 
 
