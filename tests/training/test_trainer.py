@@ -268,14 +268,15 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     smooth, rough = tmp_path / "smooth", tmp_path / "rough"
     expected = train(load(recipe, [f"out={smooth}"]))
 
-    # In pretraining after 4 steps; then past it, while the checkpoint of step 4 is written.
-    for calls, name in ((5, "write"), (4, "rename")):
+    # In pretraining after 4 steps; then past it, while the checkpoint of step 4 is written; then,
+    # two checkpoints later, while what has been trained is.
+    for calls, name in ((5, "write"), (4, "rename"), (3, "rename")):
         command = [sys.executable, "-c", KILLED, str(recipe), str(rough), str(calls), name]
         killed = subprocess.run(command, env=os.environ, capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     half = rough / "killed"
-    assert (half / "checkpoints" / "step-000002").is_dir()
-    assert (half / "checkpoints" / "step-000004.tmp").is_dir()
+    assert (half / "checkpoints" / "step-000006").is_dir()
+    assert (half / "rlvr.tmp").is_dir() and not (half / "rlvr").exists()
     assert not (half / "pair.json").exists()
 
     resumed = train(load(recipe, [f"out={rough}"]))
