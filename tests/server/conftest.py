@@ -6,33 +6,58 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The address of a running server; ended, and looked after, at the end of the session."""
-    log = tmp_path_factory.mktemp("server") / "log"
+class Running(NamedTuple):
+    """A server process that answers at an address."""
+
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+
+@contextmanager
+def running_server(directory, *flags):
+    """A server of the bundled pair, which is ready; killed at the end, if it still runs."""
+    log = directory / "log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = ["--port", str(port), "--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16"]
-    flags += ["--enable-scale-out"]  # vLLM's own /inference routes
-    command = [sys.executable, "-m", "rlvr_decode", "serve", "tiny", *flags]
+    command = [sys.executable, "-m", "rlvr_decode", "serve", "tiny", "--port", str(port)]
+    command += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16", *flags]
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=directory
         )
         try:
             wait_for(lambda: "serving on" in log.read_text(), process, log)
-            yield f"http://127.0.0.1:{port}"
-            assert_ends_alone(process, log)
+            yield Running(f"http://127.0.0.1:{port}", process, log)
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a running server; ended, and looked after, at the end of the session."""
+    # With vLLM's own /inference routes.
+    with running_server(tmp_path_factory.mktemp("server"), "--enable-scale-out") as running:
+        yield running.url
+        assert_ends_alone(running.process, running.log)
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A server that a test may ruin."""
+    with running_server(tmp_path) as running:
+        yield running
 
 
 def wait_for(condition, process, log, seconds=600):
