@@ -6,6 +6,8 @@ Standard library only. Every key is checked by name and type; nothing is guessed
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 import tomllib
 import types
 import typing
@@ -256,9 +258,11 @@ def override(values: dict[str, Any], item: str) -> None:
         if not isinstance(values, dict):
             raise ValueError(f"override {item!r}: {section} is a value, not a section")
     try:
-        values[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        values[last] = text
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = {}
+    # Text of several lines could be several values.
+    values[last] = parsed["value"] if parsed.keys() == {"value"} else text
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -292,9 +296,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}={value!r}: is a section, [{where}]")
         return build(hint, value, where)
     kind = typing.get_origin(hint) or hint
-    # An integer is a fine float; true is neither.
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    # An integer is a fine float, if there is one of its size; true is neither.
+    if kind is float and type(value) in (int, float):
+        return _float(value, where)
     if kind is tuple and isinstance(value, list):
         return tuple(_value(typing.get_args(hint)[0], each, where) for each in value)
     if type(value) is not kind:
@@ -303,3 +307,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         (item,) = typing.get_args(hint)
         return [_value(item, each, f"{where}[{i}]") for i, each in enumerate(value)]
     return value
+
+
+def _float(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{where}={reprlib.repr(value)}: is larger than every float") from None
+    if math.isnan(number):
+        raise ValueError(f"{where}=nan: must be a number")
+    return number

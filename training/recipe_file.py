@@ -34,7 +34,10 @@ def read_values(
         raise ValueError(f"recipe {str(recipe)!r}: no such file; bundled: {', '.join(names)}")
     if path.resolve() in below:
         raise ValueError(f"{path}: extends itself, by way of {below[-1].name}")
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
     if KEY not in values:
         return values
     parent = values.pop(KEY)

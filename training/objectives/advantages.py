@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from rlvr_decode.training.objectives.checks import one_of
 from rlvr_decode.training.objectives.groups import (
     group_mean,
     group_size,
@@ -128,15 +129,17 @@ def negative_part(
     return mean_over(advantages_B, over=over)
 
 
+OVER = ("all", "kept")
+
+
 def mean_over(advantages_B: Tensor, *, over: str) -> Tensor:
     """Advantages whose mean over the batch is meant over "all" responses, or over those "kept".
 
     "kept" scales by B / (number that is not 0), as if the others had left the batch.
     """
+    one_of("over", over, OVER)
     if over == "all":
         return advantages_B
-    if over != "kept":
-        raise ValueError(f"over={over!r}; known: all, kept")
     return advantages_B * (len(advantages_B) / max(int((advantages_B != 0).sum()), 1))
 
 

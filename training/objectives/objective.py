@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlvr_decode.training.objectives.aggregations import AGGREGATIONS
 from rlvr_decode.training.objectives.batch import cleaned, counted, counted_only
-from rlvr_decode.training.objectives.checks import number, one_of, whole_number
+from rlvr_decode.training.objectives.checks import number, one_of, truth, whole_number
 from rlvr_decode.training.objectives.correction import CORRECTIONS, rollout_correction
 from rlvr_decode.training.objectives.inputs import LossInputs, LossOutputs
 from rlvr_decode.training.objectives.kl import KL_ESTIMATORS
@@ -114,7 +114,11 @@ class Objective:
         number("entropy_coef", self.entropy_coef)
         number("correction_low", self.correction_low, low=0.0, high=1.0)
         number("correction_high", self.correction_high, low=1.0)
+        for name in ("kl_unbiased", "dynamic_sampling"):
+            truth(name, getattr(self, name))
         whole_number("overlong_buffer", self.overlong_buffer, low=0)
+        if self.overlong_tokens is not None:
+            whole_number("overlong_tokens", self.overlong_tokens, low=1)
         if self.overlong_buffer and self.overlong_tokens is None:
             raise ValueError("overlong_tokens=None: overlong_buffer needs the longest length")
         if self.max_tokens is not None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, get_args, get_type_hints
 
 from rlvr_decode.training.objectives import advantages
-from rlvr_decode.training.objectives.checks import one_of
+from rlvr_decode.training.objectives.checks import number, one_of
 from rlvr_decode.training.objectives.listwise import Projection
 from rlvr_decode.training.objectives.objective import Advantage, Objective
+from rlvr_decode.training.option_types import fits, spelt
 
 Preset = Callable[..., Objective]
 
@@ -54,14 +56,16 @@ ADVANTAGES: dict[str, Advantage] = {
 
 def preset(build: Preset) -> Preset:
     """Let a preset take the shared options too, and refuse unknown ones by name."""
-    own = option_names(build)
+    hints = option_types(build)
+    own = hints.keys()
 
     @wraps(build)
     def objective(**options: Any) -> Objective:
         known = sorted(own | set(SHARED))
-        for name in options:
+        for name, value in options.items():
             if name not in known:
                 raise ValueError(f"{build.__name__}: unknown {name!r}; known: {', '.join(known)}")
+            check_option(name, value, hints)
         mine = {name: value for name, value in options.items() if name in own}
         shared = {name: value for name, value in options.items() if name not in own}
         return _with_shared(build(**mine), shared)
@@ -69,16 +73,26 @@ def preset(build: Preset) -> Preset:
     return objective
 
 
-def option_names(build: Preset) -> frozenset[str]:
+def check_option(name: str, value: object, hints: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that is not of its annotated type, or no finite number."""
+    if name in hints and not fits(value, hints[name]):
+        said = f"{name}={reprlib.repr(value)}"
+        raise ValueError(f"{said}: must be {spelt(hints[name])}, not {type(value).__name__}")
+    if isinstance(value, float):
+        number(name, value)
+
+
+def option_types(build: Preset) -> dict[str, Any]:
     """The options of a preset's signature, including those of `**options: Unpack[…]`."""
-    names: set[str] = set()
+    hints = get_type_hints(build)
+    types: dict[str, Any] = {}
     for parameter in inspect.signature(build).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            (options,) = get_args(get_type_hints(build)[parameter.name])
-            names |= options.__annotations__.keys()
+            (options,) = get_args(hints[parameter.name])
+            types |= get_type_hints(options)
         else:
-            names.add(parameter.name)
-    return frozenset(names)
+            types[parameter.name] = hints[parameter.name]
+    return types
 
 
 def _with_shared(objective: Objective, shared: dict[str, Any]) -> Objective:

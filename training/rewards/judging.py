@@ -172,9 +172,10 @@ class Judge:
         start_time_out: float = 120.0,
         memory_gb: float = 4.0,
     ) -> None:
-        for name, number in (("workers", workers), ("time_out", time_out)):
-            if number <= 0:
-                raise ValueError(f"{name}={number}: must be above 0")
+        limits = {"workers": (workers, 1024), "time_out": (time_out, 1e6)}
+        for name, (number, most) in (limits | {"memory_gb": (memory_gb, 1e6)}).items():
+            if not 0 < number <= most:
+                raise ValueError(f"{name}={number}: must be above 0, and at most {most:g}")
         self.rewards = list(rewards)
         self._time_out, self._start_time_out = time_out, start_time_out
         self._local = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from rlvr_decode.training.option_types import check_options
 from rlvr_decode.training.rewards.judging import Judge, read_rewards
 from rlvr_decode.training.rewards.verifiable import FINAL
 from rlvr_decode.training.tasks.addition import Addition
@@ -111,9 +111,5 @@ def make_task(name: str, options: dict[str, Any]) -> Task:
     else:
         known = ", ".join([*TASKS, f"{_GYM}:NAME"])
         raise ValueError(f"task.name={name!r}: unknown; known: {known}")
-    parameters = inspect.signature(make).parameters
-    if unknown := sorted(options.keys() - parameters.keys()):
-        raise ValueError(
-            f"task {name}: unknown {', '.join(unknown)}; known: {', '.join(parameters) or 'none'}"
-        )
+    check_options(make, options, f"task {name}")
     return make(**options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from rlvr_decode.training.objectives import advantages, policy_losses
-from rlvr_decode.training.objectives.checks import clip_range, number
+from rlvr_decode.training.objectives.checks import clip_range, number, one_of
 from rlvr_decode.training.objectives.objective import Advantage, Objective
 from rlvr_decode.training.objectives.presets.token import group_advantage
 
@@ -55,6 +55,7 @@ def gspo_n(
     """GSPO-N (arXiv 2510.04028): GSPO on the responses with a negative group-relative advantage
     only, see `grpo_n`."""
     clip_range(clip_low, clip_high)
+    one_of("over", over, advantages.OVER)
     return Objective(
         name="gspo_n",
         credit=Advantage(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from rlvr_decode.training.objectives import advantages, policy_losses
-from rlvr_decode.training.objectives.checks import clip_range, number, whole_number
+from rlvr_decode.training.objectives.checks import clip_range, number, one_of, whole_number
 from rlvr_decode.training.objectives.objective import Advantage, Objective
 
 
@@ -58,6 +58,7 @@ def grpo_n(
     over the negative ones is not known: over="kept".
     """
     clip_range(clip_low, clip_high)
+    one_of("over", over, advantages.OVER)
     return Objective(
         name="grpo_n",
         credit=Advantage(
@@ -131,6 +132,7 @@ def _signed(
 ) -> Objective:
     clip_range(clip_low, clip_high)
     number("threshold", threshold)
+    one_of("over", over, advantages.OVER)
     return Objective(
         name=name,
         credit=Advantage(

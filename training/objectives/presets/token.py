@@ -176,6 +176,8 @@ def clip_cov(
     """
     number("fraction", fraction, low=0.0, high=1.0)
     clip_range(clip, clip)
+    number("low", low)
+    number("high", high)
     if not low < high:
         raise ValueError(f"low={low!r} must be below high={high!r}")
     return Objective(
@@ -217,8 +219,10 @@ def ppo_clip(
 ) -> partial[policy_losses.Surrogate]:
     """PPO's clipped loss, with its options checked."""
     clip_range(clip_low, clip_high)
-    if dual_clip is not None and not dual_clip > 1 + clip_high:
-        raise ValueError(f"dual_clip={dual_clip!r} must exceed 1 + clip_high")
+    if dual_clip is not None:
+        number("dual_clip", dual_clip)
+        if not dual_clip > 1 + clip_high:
+            raise ValueError(f"dual_clip={dual_clip!r} must exceed 1 + clip_high")
     return partial(
         policy_losses.clipped, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
     )
