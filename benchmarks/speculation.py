@@ -1,6 +1,6 @@
 """How many drafted tokens the pair accepts: rlvr alone drafting, and n-grams of the prompt.
 
-    python benchmarks/speculation.py [--requests 12 --tokens 16]
+    python benchmarks/speculation.py [--requests 9 --tokens 12]
 
 Speculation needs vLLM's model runner V2, which on a CPU runs in Triton's interpreter, hundreds of
 times slower: no time is measured here. Tokens per step bound the speed-up from above; what is left
@@ -29,8 +29,8 @@ COUNTERS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=12)
     add_argument(parser)
     args = parser.parse_args()
     interpret_triton()
@@ -91,6 +91,8 @@ def measure(
         after = counters(engine)
         drafts, drafted, accepted = (after[key] - before[key] for key in COUNTERS)
         before = after
+        if not drafted:
+            raise SystemExit(f"{name}: nothing was drafted, so nothing is known")
         what = f"{name} {DRAFTED} tokens on add3, strengths 0.5 to 2, {how}"
         found += [
             Finding(
@@ -103,6 +105,7 @@ def measure(
                 what=f"{what}: tokens a step",
                 rival="one without drafts",
                 values=[1 + accepted / drafts],
+                unit="tokens",
                 note="bounds the speed-up from above; on a CPU, runner V2 is interpreted, so no "
                 "time is measured (Speculative Ensemble, arXiv 2502.01662: 1.11 to 2.23)",
             ),

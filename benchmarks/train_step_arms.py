@@ -79,9 +79,9 @@ def our_trainer(work: Work, *, checkpointing: bool) -> Any:
 
 def trl_trainer(work: Work, directory: str, *, checkpointing: bool, callbacks: Any = None) -> Any:
     """TRL's trainer with the same settings, its defaults otherwise."""
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
     responses = work.prompts * work.group
     settings = GRPOConfig(
