@@ -68,7 +68,7 @@ def add_limits(parser: FlexibleArgumentParser) -> None:
 def limits_from(args: argparse.Namespace, queue: int) -> Limits:
     """The limits that a command line sets; no request may ask for more than the queue holds."""
     said = {each.name: getattr(args, each.name) for each in fields(Limits)}
-    return Limits(**said | {"max_sequences": min(said["max_sequences"], queue)})
+    return Limits(**said | {"max_sequences": min(said["max_sequences"], max(1, queue))})
 
 
 def _positive(text: str) -> int:

@@ -46,6 +46,7 @@ def describe(pair: Pair, served: Served) -> dict[str, Any]:
             "strength": list(STRENGTH_RANGE),
             "plausibility": list(PLAUSIBILITY_RANGE),
             "threshold": {gate: list(allowed) for gate, allowed in THRESHOLD_RANGES.items()},
+            "sequences": served.max_sequences,
         },
         "gates": list(GATES),
         "primaries": list(PRIMARIES),

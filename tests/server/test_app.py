@@ -86,6 +86,7 @@ def test_the_pair_describes_itself():
     assert answer["defaults"]["strength"] == 1.0
     assert answer["limits"]["strength"] == [-1.0, 10.0]
     assert answer["limits"]["plausibility"] == [0.0, 1.0]
+    assert answer["limits"]["sequences"] == TINY.max_sequences
     # What needs no threshold has no limits of one.
     assert set(answer["gates"]) - set(answer["limits"]["threshold"]) == {"none", "all"}
     assert answer["limits"]["threshold"]["delta"] == [-100.0, 100.0]

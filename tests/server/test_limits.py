@@ -3,6 +3,7 @@
 import asyncio
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from vllm.entrypoints.launchers.app import build_app
 from rlvr_decode.params import Extrapolation, SettingError
 from rlvr_decode.server import app as server
 from rlvr_decode.server.arguments import parse
+from rlvr_decode.server.engine import bound_queue
 from rlvr_decode.server.heads import protocol_for
 from rlvr_decode.server.limits import BodyLimit, HeaderLimit, Limits, limits_from
 from rlvr_decode.server.request import ROUTES, Served, translate
@@ -220,6 +222,22 @@ def test_the_command_line_sets_the_limits(monkeypatch):
 
 def test_no_request_may_ask_for_more_than_the_queue_will_ever_hold():
     assert limits_from(parse(["tiny"]).args, queue=5).max_sequences == 5
+
+
+def queues(**said):
+    """What the queue's bounds are for 16 slots on each of 2 replicas."""
+    scheduler = SimpleNamespace(max_num_seqs=16, max_num_batched_tokens=100)
+    scheduler.max_num_queued_reqs = said.get("requests")
+    scheduler.max_num_queued_tokens = said.get("tokens")
+    parallel = SimpleNamespace(data_parallel_size=2)
+    bound_queue(SimpleNamespace(scheduler_config=scheduler, parallel_config=parallel))
+    return scheduler.max_num_queued_reqs, scheduler.max_num_queued_tokens
+
+
+def test_the_queue_is_bounded_unless_it_was_said_how():
+    assert queues() == (64, 3200)
+    assert queues(requests=5) == (5, 3200)
+    assert queues(requests=0, tokens=0) == (0, 0)
 
 
 def test_help_tells_the_limits_with_their_defaults(capsys):
