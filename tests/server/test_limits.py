@@ -149,6 +149,16 @@ def test_headers_that_never_end_end_the_connection():
     assert error.keys() == ENVELOPE and error["param"] == "headers"
 
 
+def test_headers_that_come_too_slowly_end_the_connection():
+    slow = protocol_for(1000, head_seconds=0.1)
+    for begun in (b"", b"POST / HTTP/1.1\r\nx: "):
+        assert asyncio.run(_talk([begun], protocol=slow)) == b""
+    # A second request on the same connection has its own time; a body may take longer.
+    whole = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
+    answer = asyncio.run(_talk([whole, b"POST / HT"], protocol=slow))
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1
+
+
 def test_what_is_not_http_is_refused_in_the_envelope():
     status, error = refused_by_uvicorn(b"\x16\x03\x01 nonsense\r\n\r\n")
     assert status == b"HTTP/1.1 400 Bad Request"
