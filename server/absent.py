@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rlvr_decode.server.errors import refusal
 from rlvr_decode.server.middleware import route_path
 
 ABSENT = frozenset({"/scale_elastic_ep", "/is_scaling_elastic_ep", "/v1/systemone"})
@@ -24,13 +24,7 @@ class AbsentMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and route_path(scope) in ABSENT:
-            await not_found()(scope, receive, send)
+            status = HTTPStatus.NOT_FOUND
+            await refusal(status, status.phrase)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
-
-
-def not_found() -> JSONResponse:
-    """What vLLM says of a route that it does not have."""
-    phrase, code = HTTPStatus.NOT_FOUND.phrase, HTTPStatus.NOT_FOUND.value
-    detail = {"message": phrase, "type": phrase, "param": None, "code": code}
-    return JSONResponse({"error": detail}, status_code=code)

@@ -32,6 +32,7 @@ from rlvr_decode.server.engine import queue_of, refused_fields, running
 from rlvr_decode.server.errors import ErrorMiddleware
 from rlvr_decode.server.heads import protocol_for
 from rlvr_decode.server.interventions import rates_from
+from rlvr_decode.server.key import KeyMiddleware, keys
 from rlvr_decode.server.limits import MAX_N, BodyLimit, HeaderLimit, Limits, limits_from
 from rlvr_decode.server.metrics import METRICS
 from rlvr_decode.server.middleware import ExtrapolationMiddleware
@@ -95,6 +96,7 @@ def attach(app: FastAPI, pair: Pair, served: Served, limits: Limits) -> None:
     correct_schema(app)
     # Appended, so innermost: authentication and CORS come before it. vLLM has built the stack by
     # now, and Starlette adds to one that is built only when asked to build it again.
+    app.user_middleware.append(Middleware(KeyMiddleware, keys=keys(app.state.args)))
     app.user_middleware.append(Middleware(BodyLimit, limits=limits))
     app.user_middleware.append(Middleware(TraceMiddleware, score=scorer_from(app.state)))
     app.user_middleware.append(
