@@ -17,8 +17,10 @@ def convert(gguf: Path, directory: Path) -> None:
     read.
     """
     source: Any = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(trust_remote_code=False, **source)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        trust_remote_code=False, dtype=torch.float32, **source
+    )
     # transformers will not save a model that it read from GGUF, so its tensors move to a new one.
     config = AutoConfig.for_model(**_plain(quantised.config.to_dict()))
     from_config: Any = AutoModelForCausalLM.from_config

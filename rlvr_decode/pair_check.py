@@ -104,10 +104,7 @@ def _unusable(role: str, directory: Path, weights: str) -> list[str]:
     """What would run code or be unpickled, and what is not there at all."""
     config = "adapter_config.json" if weights.startswith("adapter") else "config.json"
     found = [] if (directory / config).is_file() else [f"{role}: no {config} in {directory}"]
-    for file in sorted(directory.glob("*config.json")):
-        if auto_map := _json(file).get("auto_map"):
-            reason = "would run the checkpoint's own code; only vLLM's models are served"
-            found.append(f"{role}/{file.name}: auto_map={auto_map!r} {reason}")
+    found += [f"{role}/{line}" for line in code_brought(directory)]
     if not any(directory.glob(weights)):
         others = sorted(file.name for file in directory.iterdir()) if directory.is_dir() else []
         found.append(
@@ -115,6 +112,16 @@ def _unusable(role: str, directory: Path, weights: str) -> list[str]:
             "only safetensors are read, `save_pretrained` writes them"
         )
     return found
+
+
+def code_brought(directory: Path) -> list[str]:
+    """What in a checkpoint would run code of its own; each line begins with the file's name."""
+    reason = "would run the checkpoint's own code, which is refused"
+    return [
+        f"{file.name}: auto_map={auto_map!r} {reason}"
+        for file in sorted(directory.glob("*config.json"))
+        if (auto_map := _json(file).get("auto_map"))
+    ]
 
 
 def _config_disagreements(base: Path, rlvr: Path) -> list[str]:

@@ -56,7 +56,7 @@ def make_adapter(
     from rlvr_decode.matrices import LINEAR_LAYERS
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     factors = {}
     for name, layer in model.named_modules():
         if name.rpartition(".")[2] in LINEAR_LAYERS:

@@ -52,6 +52,10 @@ def offences(source):
             # Also where it is not called: `map(eval, …)`.
             name = qualified(node, names)
             found = [name] if name in CALLS or name.startswith(PREFIXES) else []
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+            # Left out, transformers asks whoever sits at the terminal.
+            said = {each.arg for each in node.keywords}
+            found = [] if "trust_remote_code" in said else [ast.unparse(node.func)]
         elif isinstance(node, ast.keyword) and node.arg in KEYWORDS:
             said = ast.unparse(node.value)
             found = [f"{node.arg}={said}"] if said != KEYWORDS[node.arg] else []
@@ -86,7 +90,10 @@ def qualified(node, names):
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in SOURCES])
 def test_nothing_is_unpickled_evaluated_or_run_by_a_shell(path):
-    assert list(offences(path.read_text(encoding="utf-8"))) == []
+    found = list(offences(path.read_text(encoding="utf-8")))
+    if path.is_relative_to(ROOT / "benchmarks"):  # which open checkpoints of their own making
+        found = [each for each in found if not each[1].endswith(".from_pretrained")]
+    assert found == []
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,7 @@ def test_nothing_is_unpickled_evaluated_or_run_by_a_shell(path):
         "import subprocess\nsubprocess.run('x', shell=shell)",
         "import subprocess\nsubprocess.getoutput('x')",
         "Model.load('x', trust_remote_code=True)",
+        "AutoModel.from_pretrained('x')",
         "Model.load('x', trust_remote_code=args.trust)",
         "read('x', weights_only=False)",
         "import numpy as np\nnp.load('x', allow_pickle=True)",

@@ -42,7 +42,7 @@ def open_models(pair: Pair) -> Models:
 
     def open_(directory: Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True
+            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
         model.to(device)  # type: ignore[arg-type]
         model.train(False)
@@ -60,7 +60,7 @@ def open_models(pair: Pair) -> Models:
     return Models(
         base=base,
         rlvr=rlvr,
-        tokenizer=AutoTokenizer.from_pretrained(pair.tokenizer_directory),
+        tokenizer=AutoTokenizer.from_pretrained(pair.tokenizer_directory, trust_remote_code=False),
         stop=pair.stop_token_ids,
     )
 

@@ -22,6 +22,7 @@ from transformers import (
 
 from rlvr_decode.fetched import CHECKPOINTS, fetch
 from rlvr_decode.pair import Pair
+from rlvr_decode.pair_check import code_brought
 from rlvr_decode.training.config import Architecture
 from rlvr_decode.training.policy.tokenizer import byte_pair_tokenizer, character_tokenizer
 
@@ -95,10 +96,17 @@ def located(source: str | Path) -> str | Path:
 
 
 def open_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The fp32 model and the tokenizer of a directory, hub id or pair; safetensors only."""
+    """The fp32 model and the tokenizer of a directory, hub id or pair; safetensors only.
+
+    Raises ValueError for a directory whose config would run code of its own.
+    """
     source = located(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    if Path(source).is_dir() and (found := code_brought(Path(source))):
+        raise ValueError(f"{source}: {'; '.join(found)}")
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token is None:
         # Padding is always masked out, so any token serves.
         tokenizer.pad_token = tokenizer.eos_token

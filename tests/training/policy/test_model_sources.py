@@ -1,6 +1,9 @@
 """Where a model may come from: a directory, or a pair's base; every part opens both."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,15 @@ def test_a_pair_stands_for_its_base(micro_base):
     assert located(micro_base) == micro_base
     ours, theirs = (open_model(source)[0].state_dict() for source in ("pair:tiny", BASE))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_base_that_brings_code_is_refused(micro_base, tmp_path):
+    copy = Path(shutil.copytree(micro_base, tmp_path / "base"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.C"}}))
+    (copy / "evil.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ValueError, match=r"config.json: auto_map=.*evil.* would run the checkpoin"):
+        open_model(copy)
 
 
 def test_an_unknown_pair_is_told():
