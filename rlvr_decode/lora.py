@@ -45,10 +45,23 @@ def write_lora(
     directory.mkdir(parents=True, exist_ok=True)
     tensors = lora_tensors(factors, dtype=dtype)
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt", **(metadata or {})})
+    _order_metadata(directory / WEIGHTS_FILE)
     ranks = {layer: right_RN.shape[0] for layer, (_, right_RN) in factors.items()}
     config = json.dumps(lora_config(ranks, scaling=scaling, base=base), indent=2)
     (directory / CONFIG_FILE).write_text(config + "\n")
     return directory
+
+
+def _order_metadata(file: Path) -> None:
+    """Metadata comes in an order of chance; the same adapter is to be the same file."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, f"{file}: the header has grown from {size} to {len(text)} bytes"
+        stream.seek(8)
+        stream.write(text.ljust(size))
 
 
 def lora_tensors(factors: Factors, *, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -88,6 +88,13 @@ def test_export_says_what_every_loader_accepts(make_model, tmp_path, kind: str) 
         assert file.metadata()["base_checksum"] == adapter.base_checksum
 
 
+def test_the_same_adapter_is_the_same_file(make_model, tmp_path) -> None:
+    """Its digest is in pair.json; six writes agree by chance once in 32."""
+    adapter = attach(make_model(), GeoRAConfig(rank=4), seed=0)
+    files = [export(adapter, tmp_path / f"{i}") / "adapter_model.safetensors" for i in range(6)]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_export_refuses_other_dtypes(make_model, tmp_path) -> None:
     adapter = attach(make_model(), GeoRAConfig(rank=4), seed=0)
     with pytest.raises(ValueError, match=r"dtype=torch\.float16"):
