@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,13 @@ def served(client: OpenAI, question: str, strength: float) -> list[int]:
     return list(extra["token_ids"])
 
 
-def exact(models: Models, question: str, strength: float) -> list[int]:
+def exact(models: Models, question: str, setting: Extrapolation) -> list[int]:
     """The tokens of transformers' greedy answer."""
     turns = [{"role": "user", "content": question}]
     prompt: Any = models.tokenizer.apply_chat_template(
         turns, add_generation_prompt=True, tokenize=False
     )
     ids = torch.tensor([models.tokenizer.encode(prompt)])
-    setting = Extrapolation(strength=strength)
     tokens = generate(
         models.rlvr,
         models.base,
@@ -124,7 +124,12 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = cache
         pair = Pair.open("smollm2", verify=True)
         models = open_models(pair)
-        oracle = {(q, s): exact(models, q, s) for q in QUESTIONS for s in STRENGTHS}
+        # A request that names a strength alone has the pair's plausibility.
+        oracle = {
+            (q, s): exact(models, q, replace(pair.defaults, strength=s))
+            for q in QUESTIONS
+            for s in STRENGTHS
+        }
     rows = [
         [
             question.partition("\n")[0],
