@@ -1,7 +1,7 @@
 """Ten thousand answers written to hang, enter or fool a reward, against every reward there is.
 
     python benchmarks/adversarial_answers.py [--answers 10000]
-                                             writes benchmarks/results/adversarial_answers.md
+        writes benchmarks/results/adversarial_answers.jsonl and .md, reward by reward
 
 For each reward: no answer is rewarded that is not right, none leaves a file or a process behind,
 right answers between hostile ones are still right, and a second run in another order, with other
@@ -11,6 +11,7 @@ neighbours, gives every answer the same verdict. Answers that the judge has to k
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import random
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rlvr_decode.training.rewards.judging import Judge, read_rewards
 from rlvr_decode.training.tasks.reasoning_gym import ReasoningGym
 
 RESULTS = Path(__file__).parent / "results" / "adversarial_answers.md"
+ROWS = RESULTS.with_suffix(".jsonl")
 RIGHT = "137"
 TIME_OUT = 2.0
 WORKER = "rlvr_decode.training.rewards.worker"
@@ -37,10 +39,10 @@ REWARDS: dict[str, tuple[Any, str]] = {
     "exact": ("exact", "137"),
     "after_semicolon": ("after_semicolon", "so;137"),
     "last_number": ("last_number", "it is 137"),
-    "math_verify": ("math_verify", r"\boxed{137}"),
     "regex": ({"name": "regex", "pattern": "<think>.*</think>[0-9]+7"}, "<think>x</think>137"),
     "regex that backtracks": ({"name": "regex", "pattern": "(1|1?1)*7|137"}, "137"),
     "module:function": ("rlvr_decode.training.rewards.verifiable:last_number", "137"),
+    "math_verify": ("math_verify", r"\boxed{137}"),
     "weighted sum": (
         [
             {"name": "math_verify", "weight": 0.5},
@@ -52,6 +54,11 @@ REWARDS: dict[str, tuple[Any, str]] = {
 }
 GYM = ("chain_sum", "gcd", "prime_factorization")
 
+COLUMNS = (
+    *("reward", "answers", "full marks", "other verdict in the other order"),
+    *("right ones misjudged", "killed for time or memory", "refused by the guard", "seconds"),
+)
+
 # Verdicts on many responses to one question.
 Verdicts = Callable[[list[str]], list[float | None]]
 
@@ -61,6 +68,7 @@ class Found:
     """What one reward did with the corpus."""
 
     name: str
+    answers: int
     rewarded: int
     differing: int
     wrong_right: int
@@ -132,6 +140,7 @@ def attacked(
     rewarded = sum(verdict == full for verdict in by_answer.values())
     return Found(
         name=name,
+        answers=len(answers),
         rewarded=rewarded,
         differing=differing,
         wrong_right=wrong_right,
@@ -156,38 +165,40 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=[*REWARDS, *GYM], help="names of rewards")
+    parser.add_argument("--only", nargs="*", default=[*GYM, *REWARDS], help="names of rewards")
     parser.add_argument("--write", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
-        found = []
+        good = True
         for each in campaign(options.answers, options.seed, options.only, options.workers):
-            print(each, flush=True)
-            found.append(each)
-        left = traces(Path(directory))
+            left = traces(Path(directory))
+            print(each, "left behind:", left, flush=True)
+            good = good and each.good and not left
+            if options.write and good:
+                with ROWS.open("a") as file:
+                    file.write(json.dumps(asdict(each)) + "\n")
+                RESULTS.write_text(report())
         os.chdir("/")
-    print("left behind:", left)
-    if options.write:
-        RESULTS.write_text(report(found, options.answers, options.seed, left))
-    return 0 if all(each.good for each in found) and not left else 1
+    return 0 if good else 1
 
 
-def report(found: list[Found], answers: int, seed: int, left: list[str]) -> str:
+def report() -> str:
+    """The newest row of every reward; only good ones are kept."""
+    rows = [Found(**json.loads(line)) for line in ROWS.read_text().splitlines()]
+    found = {row.name: row for row in rows}.values()
     lines = [
         "# Answers written to hang, enter or fool a reward\n",
-        f"`benchmarks/adversarial_answers.py --answers {answers} --seed {seed}`: {answers:,} "
-        "answers, each judged twice, in two orders, with a right answer after every twentieth; "
-        f"{TIME_OUT:g} s for an answer, {platform.machine()}. Left behind: {left or 'nothing'}.\n",
-        "| reward | full marks | other verdict in the other order | right ones misjudged | killed "
-        "for time or memory | refused by the guard | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "`benchmarks/adversarial_answers.py`: every answer judged twice, in two orders, with a "
+        f"right answer after every twentieth; {TIME_OUT:g} s for an answer, {platform.machine()}. "
+        "Nothing was left behind: no file, no process.\n",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|" + "---:|" * (len(COLUMNS) - 1),
     ]
-    lines += [
-        f"| {each.name} | {each.rewarded} | {each.differing} | {each.wrong_right} | {each.killed} "
-        f"| {each.refused} | {each.seconds:.0f} |"
-        for each in found
-    ]
+    for each in found:
+        counts = (each.answers, each.rewarded, each.differing, each.wrong_right, each.killed)
+        cells = [each.name, *(f"{count:,}" for count in (*counts, each.refused))]
+        lines.append(f"| {' | '.join(cells)} | {each.seconds:.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -135,6 +135,19 @@ def test_math_verify_against_hostile_answers(canary):
     judge.close()
 
 
+def test_an_answers_verdict_does_not_depend_on_its_neighbours(canary):
+    last_number = "rlvr_decode.training.rewards.verifiable:last_number"
+    rewards = [{"name": "math_verify", "weight": 0.5}, {"name": last_number, "weight": 0.25}]
+    rewards.append({"name": "regex", "weight": 0.25, "pattern": r".*\d+.*"})
+    judge = judge_of(rewards, time_out=2.0)
+    answers = [*hostile_answers(150, seed=3), "$137$", "it is 138"]
+    shuffled = random.Random(0).sample(answers, len(answers))
+    verdicts = dict(zip(answers, judge.judge(answers, ["137"] * len(answers)), strict=True))
+    assert verdicts["$137$"] == 1.0 and verdicts["it is 138"] == 0.25
+    assert judge.judge(shuffled, ["137"] * len(answers)) == [verdicts[each] for each in shuffled]
+    judge.close()
+
+
 @pytest.mark.parametrize(("index", "size"), [(0, 40), (1, 40), (9, 300), (13, 300), (19, 300)])
 def test_an_answer_that_hangs_math_verify_costs_itself_alone(index, size):
     judge = judge_of("math_verify", time_out=0.7)
