@@ -128,4 +128,6 @@ def _link(file: Path, target: Path) -> None:
 def _place(checkpoint: Checkpoint) -> str | Path:
     if checkpoint.directory is not None:
         return checkpoint.directory
+    if checkpoint.fetched is not None:
+        return checkpoint.fetched
     return f"{checkpoint.hub}@{checkpoint.revision}"

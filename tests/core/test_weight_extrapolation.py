@@ -1,6 +1,7 @@
 """Weight extrapolation and merging: the values written, for full and for adapter pairs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -113,6 +114,15 @@ def test_a_scaled_adapter_is_that_update_times_the_factor(adapter, tmp_path):
         torch.testing.assert_close(merged[1][name], expected, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="an adapter is only scaled"):
         extrapolate(adapter, tmp_path / "other", strength=0.5, dtype=torch.bfloat16)
+
+
+def test_a_base_out_of_a_package_stays_one(adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    name = "smollm2-135m-instruct"
+    shutil.copytree(adapter.base.fetch(), tmp_path / "rlvr-decode" / "checkpoints" / name)
+    pair = write_pair(tmp_path / "pair", name="low", base=name, rlvr=adapter.rlvr.fetch())
+    made = extrapolate(pair, tmp_path / "new", strength=0.5).pair
+    assert made.base.fetched == pair.base.fetched == name
 
 
 def test_merging_is_what_peft_makes_of_it(adapter, tmp_path):
