@@ -6,7 +6,7 @@ PAIR ?= tiny
 HOST ?= 127.0.0.1
 PORT ?= 8000
 # Two at a time, the tests of one server or module together.
-PYTEST = .venv/bin/python -m pytest -q -n 2 --dist loadgroup
+PYTEST = .venv/bin/python -m pytest -q -n 2 --dist loadgroup --durations=15 --durations-min=5
 BROWSER = .venv/browser/chromium
 
 # What model runner V2 shares with V1, in Triton's interpreter; thousands of draws from the gated
