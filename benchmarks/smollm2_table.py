@@ -76,9 +76,9 @@ def markdown(findings: Findings) -> str:
         _adapters(findings),
         "## Elsewhere",
         _elsewhere(findings),
-        "## Text",
-        _texts(findings),
     ]
+    if findings.texts:
+        parts += ["## Text", _texts(findings)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,7 +149,7 @@ def _elsewhere(findings: Findings) -> str:
     rows = []
     base = {task: findings.elsewhere[task, findings.swept][BASE] for task in tasks}
     rows.append(["base", *(percent(base[task].accuracy) for task in tasks)])
-    for name in (findings.swept, *findings.adapters):
+    for name in dict.fromkeys(name for _, name in findings.elsewhere):
         for arm in findings.elsewhere[tasks[0], name]:
             if arm == BASE:
                 continue
