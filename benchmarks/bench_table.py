@@ -12,7 +12,7 @@ from findings import Finding
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "| | what | against | ours ÷ theirs (spread) | bar | |\n|---|---|---|---|---|---|\n"
 # Measured by commands of their own, whose pages begin with what they found.
-ELSEWHERE = ("probe", "fuzz", "faults")
+ELSEWHERE = ("probe", "fuzz", "adversarial_answers", "faults")
 VERDICTS = {None: "", True: "holds", False: "**does not hold**"}
 NOT_MEASURED = (
     "Not measured, for want of a GPU: the Triton kernels' bandwidth, FlashInfer's sampling on "
