@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import uvicorn
 import uvloop
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -28,7 +29,7 @@ from rlvr_decode.pair import Pair
 from rlvr_decode.server.absent import AbsentMiddleware
 from rlvr_decode.server.arguments import Parsed, parse
 from rlvr_decode.server.delta import delta_routes
-from rlvr_decode.server.engine import queue_of, refused_fields, running
+from rlvr_decode.server.engine import Engine, end_after_death, queue_of, refused_fields, running
 from rlvr_decode.server.errors import ErrorMiddleware
 from rlvr_decode.server.heads import protocol_for
 from rlvr_decode.server.interventions import rates_from
@@ -77,9 +78,14 @@ async def serve(parsed: Parsed) -> int:
         )
         attach(app, pair, served, limits)
         await init_app_state(client, app.state, args, tasks)
-        greeting = asyncio.create_task(_greet(app, address, served))
+        background = [asyncio.create_task(_greet(app, address, served))]
+        if not envs.VLLM_KEEP_ALIVE_ON_ENGINE_DEATH:
+            # vLLM would end the server before anybody could ask it why.
+            os.environ["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
+            background.append(asyncio.create_task(_watch(app, client)))
         shutdown = await serve_http(app, sock, **_uvicorn_settings(args, limits))
-        greeting.cancel()
+        for task in background:
+            task.cancel()
         died = client.died
     # vLLM's order: connections are closed once the engine is gone.
     await shutdown
@@ -110,10 +116,20 @@ def attach(app: FastAPI, pair: Pair, served: Served, limits: Limits) -> None:
     app.middleware_stack = ErrorMiddleware(stack, retry_after=limits.retry_after, metrics=METRICS)
 
 
-async def _greet(app: FastAPI, address: str, served: Served) -> None:
-    """Say that the server is up, with a line to try, once it is."""
+async def _started(app: FastAPI) -> uvicorn.Server:
     while not (hasattr(app.state, "server") and app.state.server.started):
         await asyncio.sleep(0.05)
+    server: uvicorn.Server = app.state.server
+    return server
+
+
+async def _watch(app: FastAPI, client: Engine) -> None:
+    await end_after_death(client, await _started(app))
+
+
+async def _greet(app: FastAPI, address: str, served: Served) -> None:
+    """Say that the server is up, with a line to try, once it is."""
+    await _started(app)
     body = {"model": served.names[0], "prompt": "517+486=?\n", "extrapolation": 0.5}
     request = f"-H 'content-type: application/json' -d '{json.dumps(body)}'"
     told = f"serving on {address}; open it in a browser, or try"

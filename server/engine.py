@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import uvicorn
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 # As many requests wait as run; and of prompts, what these many steps read.
 WAITING_PER_RUNNING = 1
 QUEUED_STEPS = 32
+NOTICE = 3.0  # seconds
 
 
 class Engine(AsyncLLM):
@@ -65,6 +68,14 @@ async def running(args: argparse.Namespace) -> AsyncIterator[Engine]:
         yield client
     finally:
         client.shutdown(timeout=config.shutdown_timeout)
+
+
+async def end_after_death(client: Engine, server: uvicorn.Server) -> None:
+    """End the server some seconds after its engine, so that /health can be heard to say 503."""
+    while not client.died:
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(NOTICE)
+    server.should_exit = True
 
 
 def bound_queue(config: VllmConfig) -> None:
