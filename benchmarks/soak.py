@@ -9,7 +9,7 @@ aborted at some moment. Strengths, plausibilities, gates, sampling and lengths a
 
 An answer must be the one the request has alone, token by token; what an aborted request has said,
 the beginning of it. In the end no block, slot or channel may hold anything, and the process must
-not have grown by more than 16 MiB in the last quarter. Results are appended to
+not have grown by more than 16 MiB in the second half. Results are appended to
 results/soak.jsonl; a red gate ends the process with 1.
 """
 
@@ -61,9 +61,9 @@ class Tally:
 
     @property
     def settled_mib(self) -> float:
-        """Of the process, after three quarters of the requests: PyTorch keeps a plan of each shape
-        that it meets, so it settles slowly."""
-        return self.memory_mib[len(self.memory_mib) * 3 // 4]
+        """Of the process, after half of the requests: PyTorch keeps a plan of each shape that it
+        meets, so it settles slowly."""
+        return self.memory_mib[len(self.memory_mib) // 2]
 
 
 def main() -> int:

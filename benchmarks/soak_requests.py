@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-PREFIXES, PREFIX_TOKENS, OWN_TOKENS, MAX_TOKENS = 8, 64, 40, 12
+PREFIXES, PREFIX_TOKENS, OWN_TOKENS, MAX_TOKENS = 8, 64, 40, 24
 FIRST_TOKEN = 3  # after padding, begin and end
 THRESHOLDS = {"delta": -0.3, "kl": 0.05, "entropy": 0.5, "random": 0.3, "all": None}
 

@@ -17,7 +17,7 @@ COLUMNS: dict[str, Callable[[Report], object]] = {
     "prompt tokens from cache": lambda r: f"{r['prefix_cache_hits'] / r['prompt_tokens']:.0%}",
     "wrong": lambda r: r["wrong"],
     "left over": lambda r: sum(r["left"].values()),
-    "MiB after three quarters → end": lambda r: f"{r['settled_mib']:.0f} → {r['end_mib']:.0f}",
+    "MiB after half → end": lambda r: f"{r['settled_mib']:.0f} → {r['end_mib']:.0f}",
     "CPU s (wall)": lambda r: f"{r['cpu_s']:.0f} ({r['wall_s']:.0f})",
     "passed": lambda r: "yes" if r["passed"] else "NO",
 }

@@ -125,7 +125,7 @@ def test_no_hostile_answer_is_rewarded_or_costs_more_than_itself(reward, canary)
 
 def test_math_verify_against_hostile_answers(canary):
     answers = list(hostile_answers(2000, seed=1))
-    judge = judge_of("math_verify", time_out=2.0)
+    judge = judge_of("math_verify", time_out=5.0)
     verdicts = judge.judge(["$137$", *answers, "137"], ["137"] * 2002)
     assert verdicts == [1.0, *[0.0] * 2000, 1.0]
     counts = judge.take_counts()
