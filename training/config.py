@@ -22,6 +22,7 @@ from rlvr_decode.training.recipe_file import read_values
 T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
+ADAPTER_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +108,14 @@ class Adapter:
     """A key of `adapters.ADAPTERS`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of that adapter."""
+    dtype: str = "float32"
+    """Of the LoRA in the pair; bfloat16 is half the size and rounds the update by 0.2 %."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ADAPTER_DTYPES:
+            raise ValueError(
+                f"adapter.dtype={self.dtype!r}: must be one of {', '.join(ADAPTER_DTYPES)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

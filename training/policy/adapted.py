@@ -40,10 +40,12 @@ def adapt(
     return adapter
 
 
-def write_adapter(adapter: AttachedAdapter, directory: Path, *, base: str | None) -> None:
-    """Write the update as LoRA in float32."""
+def write_adapter(
+    adapter: AttachedAdapter, directory: Path, *, base: str | None, dtype: torch.dtype
+) -> None:
+    """Write the update as LoRA."""
     base = None if base is None else str(located(base))
-    export(adapter, directory, dtype=torch.float32, base=base)
+    export(adapter, directory, dtype=dtype, base=base)
     for file in directory.iterdir():
         # The weights come out readable by their owner alone, which no package can ship.
         file.chmod(0o644)

@@ -92,11 +92,12 @@ class Policies:
 
     def save(self, directory: Path) -> None:
         """Write the rlvr half, by the first process: the adapter as LoRA, or the whole model."""
-        if self.adapter is not None:
+        if self.adapter is not None and self.config.adapter is not None:
             self.adapter.check_base()
+            dtype = getattr(torch, self.config.adapter.dtype)
             with self.whole():
                 if self.processes.is_first:
-                    write_adapter(self.adapter, directory, base=self.config.base)
+                    write_adapter(self.adapter, directory, base=self.config.base, dtype=dtype)
             return
         state = full_tensors(self.policy.state_dict(keep_vars=True), keep=self.processes.is_first)
         if self.processes.is_first:

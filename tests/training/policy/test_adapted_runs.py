@@ -1,6 +1,7 @@
 """Runs that train an adapter: killed and resumed to the same bits, ending in a pair that opens."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,20 @@ def test_the_pair_of_a_run_is_the_trainers_policy(adapted, micro_base, kind):
     trained_BT = trainer.logprobs(rollouts)[0]
     assert (trained_BT - base_BT).abs().max() > 1e-2
     torch.testing.assert_close(merged_BT, trained_BT, rtol=0, atol=1e-5)
+
+
+def test_the_pairs_adapter_may_be_in_16_bits(adapted, micro_base):
+    path = train_recipe(adapted(adapter=replace(GEORA, dtype="bfloat16"), name="half"))
+    whole = train_recipe(adapted())
+    half = read_factors(Pair.open(path).rlvr.fetch())
+    stored = load_file(path.parent / "rlvr" / "adapter_model.safetensors").values()
+    assert {tensor.dtype for tensor in stored} == {torch.bfloat16}
+    for name, (left_MR, right_RN) in read_factors(Pair.open(whole).rlvr.fetch()).items():
+        exact_MN = left_MR @ right_RN
+        rounded_MN = half[name][0].float() @ half[name][1].float()
+        assert (rounded_MN - exact_MN).norm() < 4e-3 * exact_MN.norm() != 0
+    with pytest.raises(ValueError, match=r"adapter\.dtype='float16'"):
+        replace(GEORA, dtype="float16")
 
 
 def test_the_reference_is_the_base_itself_without_a_second_model(adapted, micro_base):
