@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import bench
 import pytest
-from bench_table import BEGIN, END, inserted, latest, markdown, render
-from findings import Finding
+from bench_table import BEGIN, END, inserted, latest, markdown, render, soaks
+from findings import RESULTS, Finding
 
 README = f"# Title\n\nbefore\n{BEGIN}\nyesterday\n{END}\nafter\n"
 SCRIPT = """
@@ -126,3 +126,9 @@ def test_a_page_without_marks_and_results_without_rows_are_refused(tmp_path):
         inserted("# Title", "text")
     with pytest.raises(ValueError, match="make bench"):
         render(tmp_path, tmp_path / "README.md", order=("one",))
+
+
+def test_the_committed_soaks_are_told():
+    told = soaks(RESULTS / "soak.jsonl")
+    assert {line.split(" pair")[0] for line in told} == {"full", "adapter"}
+    assert all("0 wrong" in line and "MiB more memory" in line for line in told)
