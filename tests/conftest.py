@@ -5,6 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 V2_BACKEND = Path(__file__).parent / "engine" / "v2_backend"
 
 
@@ -29,8 +31,9 @@ def pytest_configure(config):
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
 
+# Before pytest-xdist, which reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    import pytest
     import torch
 
     # Of two processes of tests, one starts the server, and each module's engine starts once.
@@ -41,3 +44,14 @@ def pytest_collection_modifyitems(config, items):
         on_gpu = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=on_gpu)
         items[:] = [item for item in items if item not in on_gpu]
+
+
+def pytest_collection_finish(session):
+    # pytest 9.2 keeps ids where pytest-xdist 3.8 does not write its groups.
+    if session.config.getoption("loadgroup", default=False) and session.items:
+        ungrouped = [item.nodeid for item in session.items if "@" not in item.nodeid]
+        if ungrouped:
+            raise pytest.UsageError(
+                f"{ungrouped[0]} has no group: pytest-xdist would start each engine in every "
+                "process; install pytest<9.2"
+            )
