@@ -101,7 +101,11 @@ def gated_extrapolate(
     primary = torch.where((rule.primary == PRIMARIES["base"])[:, None], b.to(r.dtype), r)
     forbidden = (primary == -INF) | (bias == -INF)
 
-    z = extrapolate(r.masked_fill(forbidden, -INF), b, rule.strength, rule.plausibility)
+    # By both models' own Δ: only plausibility knows what is forbidden.
+    z = extrapolate(r, b, rule.strength, torch.zeros_like(rule.plausibility))
+    cutoff = r.masked_fill(forbidden, -INF).amax(-1) + rule.plausibility.to(r.dtype).log()
+    implausible = (rule.strength > 0)[:, None] & (r < cutoff[:, None])
+    z = z.masked_fill(forbidden | implausible, -INF)
     logp = processed(primary + bias, rule)
     loge = processed(z + bias, rule)
 

@@ -188,6 +188,16 @@ def test_models_that_rule_everything_out(kernels, which):
     assert (result.logprobs[~permitted] == -INF).all()
 
 
+def test_a_mask_leaves_the_direction_alone(kernels):
+    """Where base rules a token out, Δ's normaliser shows: it is that of the whole distribution."""
+    rlvr, base = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[-INF, -INF, 0.0]])
+    bias = torch.tensor([[0.0, -INF, 0.0]])
+    rule = rule_of(("none", 0.0, "rlvr", 1.0, 0, 1.0, 0.0, 0.5, 0.0))
+    z = torch.tensor([[0.0, -INF, -0.5 * math.log(3)]])
+    result = kernels.gated_extrapolate(rlvr, base, rule, bias)
+    torch.testing.assert_close(result.logprobs, z.log_softmax(-1))
+
+
 def test_no_second_draw(kernels):
     rlvr, base = logits(300, rows=4)
     rlvr[:, :2] = -INF
