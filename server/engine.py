@@ -15,7 +15,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rlvr_decode.engine.refusals import refuse_unsupported, runs_v2
-from rlvr_decode.server.scores import TRACE
+from rlvr_decode.server.scores import ADMITTED
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -42,7 +42,7 @@ class Engine(AsyncLLM):
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """vLLM's, except for the trace of an answer: its request was admitted before."""
-        if request_id is None or not request_id.startswith(TRACE):
+        if request_id is None or not request_id.startswith(ADMITTED):
             super().check_admission(n, request_id)
 
 

@@ -11,11 +11,13 @@ own words, and every message after the body, so that a client that leaves still 
 from __future__ import annotations
 
 import uuid
+from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlvr_decode.params import SettingError
+from rlvr_decode.server.errors import refusal
 from rlvr_decode.server.interventions import Rates, Reporting
 from rlvr_decode.server.metrics import Metrics
 from rlvr_decode.server.request import ROUTES, Served, Translated, translate
@@ -119,10 +121,8 @@ def with_length(scope: Scope, length: int) -> Scope:
 
 
 def bad_request(error: SettingError) -> JSONResponse:
-    """OpenAI's error envelope, with the fields vLLM gives it."""
-    message, param = _told(str(error)), _told(error.name)
-    detail = {"message": message, "type": "BadRequestError", "param": param, "code": 400}
-    return JSONResponse({"error": detail}, status_code=400)
+    """The answer to a request whose setting was refused."""
+    return refusal(HTTPStatus.BAD_REQUEST, _told(str(error)), _told(error.name))
 
 
 def _told(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -52,8 +53,9 @@ class ScoredToken(BaseModel):
     )
 
 
-# What the request of a trace is called; its answer was admitted to the queue before it.
-TRACE = "trace-"
+# How the requests of a trace are called, whose answer was admitted to the queue before them. Nobody
+# can guess it: /v1/responses lets a client name its request.
+ADMITTED = f"trace-{secrets.token_hex(8)}-"
 VALUES = ("rlvr_logprob", "base_logprob", "delta", "rlvr_entropy", "base_entropy", "kl")
 
 

@@ -26,8 +26,7 @@ from rlvr_decode.server.middleware import (
     with_length,
 )
 from rlvr_decode.server.request import FIELD
-from rlvr_decode.server.scores import TRACE as REQUEST
-from rlvr_decode.server.scores import ScoredToken, score
+from rlvr_decode.server.scores import ADMITTED, ScoredToken, score
 
 TRACE = "trace"
 IDS = "return_token_ids"
@@ -42,7 +41,7 @@ def scorer_from(state: State) -> Scorer:
     """Scores with the engine of an app's state, which is there before the first request."""
 
     async def scored(token_ids: Sequence[int], gate: Extrapolation) -> list[ScoredToken]:
-        return await score(state.engine_client, token_ids, gate=gate, name=REQUEST)
+        return await score(state.engine_client, token_ids, gate=gate, name=ADMITTED)
 
     return scored
 

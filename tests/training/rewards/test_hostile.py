@@ -1,94 +1,17 @@
 """Every built-in reward against answers written to hang it, run in it or speak in its place."""
 
 import contextlib
-import json
 import os
 import random
 import subprocess
 import time
 
 import pytest
+from hostile_answers import BOMBS, hostile
 
 from rlvr_decode.training.rewards.guard import guarded
 from rlvr_decode.training.rewards.judging import Judge, read_rewards
 from rlvr_decode.training.tasks.reasoning_gym import EVALUATING, ReasoningGym
-
-CANARY = "RLVR_DECODE_WAS_HERE"
-
-_ACTS = (
-    f"__import__('os').system('touch {CANARY}')",
-    f"open('{CANARY}', 'w').close()",
-    f"(lambda: [c for c in ().__class__.__base__.__subclasses__()] and open('{CANARY}','w'))()",
-    f"exec(\"open('{CANARY}','w')\")",
-    f"S(\"__import__('os').system('touch {CANARY}')\")",
-    f"Symbol('x').__class__.__init__.__globals__['sys'].modules['os'].mkdir('{CANARY}')",
-    "__import__('os')._exit(0)",
-    "exit()",
-    "9**9**9**9",
-    "factorial(10**9)",
-)
-_FORGERIES = (
-    "reward=1",
-    "reward=1\n" * 5,
-    json.dumps({"id": "0" * 16, "value": 1.0}),
-    "\n" + json.dumps({"id": None, "value": 1.0}) + "\n",
-    '"}\n{"value": 1.0}\n',
-    "\x00\n\r\u2028\u2029\x85" + json.dumps({"value": 1}),
-    "\ud800 lone",
-    "NaN",
-    "inf",
-    "-Infinity",
-    "1e999999999",
-)
-# Each with the size up to which Math-Verify copes with it in well under a second.
-_SHAPES = (
-    (2, lambda n: r"\pi^{" * n + "2" + "}" * n),
-    (1, lambda n: "9^{" * n + "9" + "}" * n),
-    (3, lambda n: r"\frac{1}{" * n + "2" + "}" * n),
-    (13, lambda n: r"\sqrt{" * n + "x" + "}" * n),
-    (5, lambda n: "(" * n + "1" + ")" * n),
-    (13, lambda n: "{" * n),
-    (300, lambda n: "}" * n),
-    (13, lambda n: r"\left(" * n),
-    (300, lambda n: "9" * n),
-    (3, lambda n: "9" * n + "^" + "9" * n),
-    (1, lambda n: "9" * min(n, 12) + "!" * min(n, 4)),
-    (40, lambda n: "x^{" + "9" * n + "}"),
-    (3, lambda n: r"\binom{" + "9" * n + "}{" + "4" * n + "}"),
-    (1, lambda n: r"\sum_{k=1}^{" + "9" * n + "} k^k"),
-    (2, lambda n: r"\int_0^1 " + "x^x" * n + " dx"),
-    (5, lambda n: "+".join(f"x^{{{k}}}" for k in range(n)) + "=0"),
-    (40, lambda n: r"\begin{pmatrix}" + r"1&2\\" * n + r"\end{pmatrix}"),
-    (40, lambda n: "\\{" + ",".join(map(str, range(n))) + "\\}"),
-    (300, lambda n: "<" * n + "think>" + "</think>" * n),
-    (13, lambda n: "a" * n + "!"),
-    (300, lambda n: "1," * n),
-    (300, lambda n: "٣" * n),
-    (40, lambda n: "−1" * n),
-    (300, lambda n: "１" * n),
-)
-_FRAMES = ("{}", "${}$", r"\boxed{{{}}}", r"The answer is $\boxed{{{}}}$.", "$$\n{}\n$$", ";{}")
-
-
-def hostile_answers(count, seed):
-    """Answers none of which is right for any question asked here."""
-    rng = random.Random(seed)
-    for _ in range(count):
-        kind = rng.random()
-        if kind < 0.2:
-            text = rng.choice(_ACTS)
-        elif kind < 0.35:
-            text = rng.choice(_FORGERIES)
-        elif kind < 0.9:
-            largest, shape = rng.choice(_SHAPES)
-            sizes = (1, 2, 3, 5, 8, 13, 40, 300)
-            text = shape(rng.choice([n for n in sizes if n <= largest]))
-        else:
-            code_points = [
-                rng.choice((rng.randrange(128), rng.randrange(0xD7FF))) for _ in "x" * 50
-            ]
-            text = "".join(map(chr, code_points))
-        yield rng.choice(_FRAMES).format(text)
 
 
 def huge_answers(length):
@@ -114,7 +37,7 @@ BUILT_IN = ("exact", "after_semicolon", "last_number", {"name": "regex", "patter
 
 @pytest.mark.parametrize("reward", BUILT_IN, ids=str)
 def test_no_hostile_answer_is_rewarded_or_costs_more_than_itself(reward, canary):
-    answers = list(hostile_answers(3000, seed=0))
+    answers = list(hostile(3000, seed=0))
     judge = judge_of(reward)
     verdicts = judge.judge(["137", *answers, "137"], ["137"] * 3002)
     expected = 0.0 if reward == "after_semicolon" else 1.0
@@ -124,7 +47,7 @@ def test_no_hostile_answer_is_rewarded_or_costs_more_than_itself(reward, canary)
 
 
 def test_math_verify_against_hostile_answers(canary):
-    answers = list(hostile_answers(2000, seed=1))
+    answers = list(hostile(2000, seed=1))
     judge = judge_of("math_verify", time_out=5.0)
     verdicts = judge.judge(["$137$", *answers, "137"], ["137"] * 2002)
     assert verdicts == [1.0, *[0.0] * 2000, 1.0]
@@ -140,7 +63,7 @@ def test_an_answers_verdict_does_not_depend_on_its_neighbours(canary):
     rewards = [{"name": "math_verify", "weight": 0.5}, {"name": last_number, "weight": 0.25}]
     rewards.append({"name": "regex", "weight": 0.25, "pattern": r".*\d+.*"})
     judge = judge_of(rewards, time_out=2.0)
-    answers = [*hostile_answers(150, seed=3), "$137$", "it is 138"]
+    answers = [*hostile(150, seed=3), "$137$", "it is 138"]
     shuffled = random.Random(0).sample(answers, len(answers))
     verdicts = dict(zip(answers, judge.judge(answers, ["137"] * len(answers)), strict=True))
     assert verdicts["$137$"] == 1.0 and verdicts["it is 138"] == 0.25
@@ -148,10 +71,9 @@ def test_an_answers_verdict_does_not_depend_on_its_neighbours(canary):
     judge.close()
 
 
-@pytest.mark.parametrize(("index", "size"), [(0, 40), (1, 40), (9, 300), (13, 300), (19, 300)])
-def test_an_answer_that_hangs_math_verify_costs_itself_alone(index, size):
+@pytest.mark.parametrize("bomb", BOMBS[:4], ids=len)
+def test_an_answer_that_hangs_math_verify_costs_itself_alone(bomb):
     judge = judge_of("math_verify", time_out=0.7)
-    bomb = _SHAPES[index][1](size)
     verdicts = judge.judge(["$137$", rf"\boxed{{{bomb}}}", "$137$"], ["137"] * 3)
     assert verdicts == [1.0, 0.0, 1.0]
     counts = judge.take_counts()
@@ -173,7 +95,7 @@ def test_ten_megabytes_hang_nothing(reward):
 def test_reasoning_gym_against_hostile_answers(canary):
     task = ReasoningGym("chain_sum", workers=1, tag="answer")
     prompt = task.prompt(0, seed=0, split="train")
-    answers = [f"<answer>{text}</answer>" for text in hostile_answers(500, seed=2)]
+    answers = [f"<answer>{text}</answer>" for text in hostile(500, seed=2)]
     right = f"so <answer> {prompt.answer} </answer>"
     verdicts = task.judge([prompt] * 502, [right, *answers, right])
     assert verdicts[0] == verdicts[-1] == 1.0
