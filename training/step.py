@@ -20,6 +20,7 @@ from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.engines import make_engine
 from rlvr_decode.training.evaluation.held_out import HeldOut
 from rlvr_decode.training.objectives import LossInputs, Objective
+from rlvr_decode.training.policy.logprobs import TokenLogprobs
 from rlvr_decode.training.policy.optim import adamw
 from rlvr_decode.training.policy.policies import Policies
 from rlvr_decode.training.processes.distributed import Processes
@@ -212,7 +213,7 @@ class Trainer:
         old_BT = rollouts.logp_BT
         if not self.engine.exact:
             with torch.no_grad():
-                old_BT = self.processes.gathered(self.logprobs(mine)[0])
+                old_BT = self.processes.gathered(self.logprobs(mine).logp_BT)
         inputs = LossInputs(
             logp_BT=old_BT,
             old_logp_BT=old_BT,
@@ -243,8 +244,8 @@ class Trainer:
             return -1
         return layers.pop() if layers else None
 
-    def logprobs(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        """log p and entropy of the responses under the policy."""
+    def logprobs(self, rollouts: Rollouts) -> TokenLogprobs:
+        """log p of the responses under the policy."""
         return self.policies.logprobs(rollouts)
 
     def held_out(self) -> dict[str, float]:

@@ -86,10 +86,10 @@ def _accumulate(
     micros += [(micros[0][0], 0.0)] * (policies.processes.most(len(micros)) - len(micros))
     parts = []
     for micro, factor in micros:
-        logp_BT, entropy_BT = policies.logprobs(rollouts.select(micro.require("row_B")))
-        if "entropy_BT" in objective.needs:
-            micro = replace(micro, entropy_BT=entropy_BT)
-        loss, metrics = objective(replace(micro, logp_BT=logp_BT))
+        said = policies.logprobs(
+            rollouts.select(micro.require("row_B")), entropy="entropy_BT" in objective.needs
+        )
+        loss, metrics = objective(replace(micro, **said._asdict()))
         torch.autograd.backward(loss * factor)
         parts.append({name: value * factor for name, value in metrics.items()})
     policies.add_gradients()
@@ -104,7 +104,7 @@ def _refreshed(
     """The batch with log p under the present policy."""
     rows = torch.split(batch.require("row_B"), settings.micro_batch)
     with policies.whole():
-        logps = [policies.logprobs(rollouts.select(part))[0] for part in rows]
+        logps = [policies.logprobs(rollouts.select(part)).logp_BT for part in rows]
     return replace(batch, logp_BT=torch.cat(logps))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from rlvr_decode import ops
+from rlvr_decode.kv_cache import roomy_cache
 from rlvr_decode.params import Extrapolation
 from rlvr_decode.rules import rule_numbers, rule_of_rows
 from rlvr_decode.sampling import NEUTRAL, Sampling
@@ -62,7 +63,7 @@ def decode(
     ids_BT, mask_BT = _padded_left(prompts, rlvr, max_tokens)
     generator = torch.Generator(rlvr.device).manual_seed(seed)
     stops = torch.tensor(list(stop), device=rlvr.device)
-    caches = [DynamicCache(config=model.config) for model in models]
+    caches = [roomy_cache(model.config, max_tokens) for model in models]
     tokens_B: list[list[int]] = [[] for _ in prompts]
     entropy_B, rate_B = (torch.zeros(len(prompts), device=rlvr.device) for _ in range(2))
     finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=rlvr.device)

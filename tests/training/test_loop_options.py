@@ -48,25 +48,32 @@ def gradient_of(config, **settings):
 # Log-probabilities in parts
 
 
-@pytest.mark.parametrize("max_logits", [1, 1500, 20_000])
-def test_the_head_in_parts_gives_the_values_and_the_gradient(micro_base, micro, max_logits):
-    """With a part of one token, of some tokens, and of nearly all."""
+@pytest.mark.parametrize(
+    ("max_logits", "kept_logits"), [(1, 0), (1500, 0), (1500, 4000), (1500, 1 << 26), (20_000, 0)]
+)
+def test_the_head_in_parts_gives_the_values_and_the_gradient(
+    micro_base, micro, max_logits, kept_logits
+):
+    """With a part of one token, of some tokens, and of nearly all; computed again or kept."""
     trainer = make_trainer(micro())
     rollouts = trainer.sample(trainer.prompts(1), 1)
     assert not rollouts.mask_BT.all() and not rollouts.prompt_mask_BP.all()
     generator = torch.Generator().manual_seed(0)
     weight_BT = torch.randn(rollouts.mask_BT.shape, generator=generator)
     found = []
-    for limit in (max_logits, 1 << 24):
+    for limits in ((max_logits, kept_logits), (1 << 24, 1 << 24)):
         model, _ = open_model(micro_base)
-        logp_BT, entropy_BT = response_logprobs(model, rollouts, temperature=0.7, max_logits=limit)
+        limits = dict(zip(("max_logits", "kept_logits"), limits, strict=True))
+        logp_BT, entropy_BT = response_logprobs(
+            model, rollouts, temperature=0.7, entropy=True, **limits
+        )
         ((logp_BT + 0.3 * entropy_BT) * weight_BT).sum().backward()
         found.append([logp_BT, entropy_BT, *(p.grad for p in model.parameters())])
     for parts, whole in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=2e-5)
 
 
-def test_the_logits_never_exist_whole(micro_base, micro, monkeypatch):
+def test_the_logits_never_exist_whole(micro):
     trainer = make_trainer(micro())
     rollouts = trainer.sample(trainer.prompts(1), 1)
     rows = []
@@ -74,6 +81,17 @@ def test_the_logits_never_exist_whole(micro_base, micro, monkeypatch):
     response_logprobs(trainer.policy, rollouts, temperature=1.0, max_logits=50 * 104)
     assert {len(shape) for shape in rows} == {1}
     assert max(n for (n,) in rows) == 50 and sum(n for (n,) in rows) == rollouts.mask_BT.sum()
+
+
+def test_so_many_logits_are_kept_and_the_others_computed_again(micro):
+    trainer = make_trainer(micro())
+    rollouts = trainer.sample(trainer.prompts(1), 1)
+    rows = []
+    trainer.policy.lm_head.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    limits = {"max_logits": 10 * 104, "kept_logits": 35 * 104}
+    response_logprobs(trainer.policy, rollouts, temperature=1.0, **limits).logp_BT.sum().backward()
+    tokens = int(rollouts.mask_BT.sum())
+    assert sum(rows) == 2 * tokens - 30
 
 
 def test_a_model_that_changes_its_logits_is_refused(micro_base):

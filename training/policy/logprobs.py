@@ -1,13 +1,16 @@
 """Log-probabilities of sampled responses under a model, with gradients: teacher forcing.
 
 The logits of a large vocabulary are most of a step's memory, so they exist for a part of the
-tokens at a time and are computed again in the backward pass; the gradient is exact.
+tokens at a time, and beyond some they are computed again in the backward pass; the gradient is
+exact.
 
 B sequences, P prompt tokens (padded on the left), T response tokens (padded on the right),
 N response tokens that count, V vocabulary, D hidden width.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +22,51 @@ from rlvr_decode.training.rollout.rollout import Rollouts
 
 # 64 MB in float32: larger parts are no faster.
 MAX_LOGITS = 1 << 24
+# 256 MB in float32: so many are kept for the backward pass, the others computed again.
+KEPT_LOGITS = 1 << 26
+
+
+class TokenLogprobs(NamedTuple):
+    """What a model says of sampled tokens: both [B, T] fp32 and 0 where masked."""
+
+    logp_BT: Tensor
+    """log p of every response token given all before it."""
+    entropy_BT: Tensor | None
+    """The entropy of its distribution, if it was asked for."""
 
 
 def response_logprobs(
-    model: PreTrainedModel, rollouts: Rollouts, *, temperature: float, max_logits: int = MAX_LOGITS
-) -> tuple[Tensor, Tensor]:
-    """log p of every response token given all before it, and the entropy of its distribution.
+    model: PreTrainedModel,
+    rollouts: Rollouts,
+    *,
+    temperature: float,
+    entropy: bool = False,
+    max_logits: int = MAX_LOGITS,
+    kept_logits: int = KEPT_LOGITS,
+) -> TokenLogprobs:
+    """log p of every response token, and its distribution's entropy if asked for.
 
-    Both [B, T] fp32 and 0 where masked. `temperature` is the sampler's: the policy being trained
-    is the distribution sampled from. Of more than `max_logits` logits, so many are kept at a time.
+    `temperature` is the sampler's: the policy being trained is the distribution sampled from. At
+    most `max_logits` logits are worked on at a time and `kept_logits` kept for the gradient.
     """
     mask_BT = rollouts.mask_BT
-    hidden_BTD = hidden_states(model, rollouts)
-    if mask_BT.numel() * model.config.vocab_size <= max_logits:
-        logits_BTV = head(model)(hidden_BTD)
-        logp_BT, entropy_BT = _chosen(logits_BTV, rollouts.response_BT, temperature)
-        return logp_BT.masked_fill(~mask_BT, 0.0), entropy_BT.masked_fill(~mask_BT, 0.0)
-
-    rows = max(1, max_logits // model.config.vocab_size)
-    parts = [
-        checkpoint(_from_hidden, head(model), hidden_nD, token_n, temperature, use_reentrant=False)
-        for hidden_nD, token_n in zip(
-            torch.split(hidden_BTD[mask_BT], rows),
-            torch.split(rollouts.response_BT[mask_BT], rows),
-            strict=True,
-        )
-    ]
-    logp_N, entropy_N = (torch.cat(each) for each in zip(*parts, strict=True))
-    zeros_BT = logp_N.new_zeros(mask_BT.shape)
-    return zeros_BT.index_put((mask_BT,), logp_N), zeros_BT.index_put((mask_BT,), entropy_N)
+    hidden_ND = hidden_states(model, rollouts)[mask_BT]
+    token_N = rollouts.response_BT[mask_BT]
+    vocab = model.config.vocab_size
+    rows, kept_rows = max(1, max_logits // vocab), kept_logits // vocab
+    parts = []
+    for start in range(0, len(token_N), rows):
+        part = slice(start, start + rows)
+        arguments = head(model), hidden_ND[part], token_N[part], temperature, entropy
+        if start + rows <= kept_rows:
+            parts.append(_from_hidden(*arguments))
+        else:
+            parts.append(checkpoint(_from_hidden, *arguments, use_reentrant=False))
+    zeros_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    logp_BT, entropy_BT = (
+        zeros_BT.index_put((mask_BT,), torch.cat(each)) for each in zip(*parts, strict=True)
+    )
+    return TokenLogprobs(logp_BT, entropy_BT if entropy else None)
 
 
 def head(model: PreTrainedModel) -> nn.Module:
@@ -71,13 +90,14 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def _from_hidden(
-    layer: nn.Module, hidden_ND: Tensor, token_N: Tensor, temperature: float
+    layer: nn.Module, hidden_ND: Tensor, token_N: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    return _chosen(layer(hidden_ND), token_N, temperature)
-
-
-def _chosen(logits: Tensor, token: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log p of one token per row of [..., V], and the row's entropy."""
-    logp = (logits.float() / temperature).log_softmax(-1)
-    entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(-1, token.unsqueeze(-1)).squeeze(-1), entropy
+    """log p of one token per row, and the row's entropy, or 0."""
+    logits_NV = layer(hidden_ND).float()
+    if temperature != 1.0:
+        logits_NV = logits_NV / temperature
+    logp_NV = logits_NV.log_softmax(-1)
+    logp_N = logp_NV.gather(-1, token_N.unsqueeze(-1)).squeeze(-1)
+    if not entropy:
+        return logp_N, torch.zeros_like(logp_N)
+    return logp_N, -(logp_NV.exp() * logp_NV).sum(-1)

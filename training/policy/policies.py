@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from rlvr_decode.training.config import Train
 from rlvr_decode.training.policy.adapted import adapt, write_adapter
-from rlvr_decode.training.policy.logprobs import check_head, response_logprobs
+from rlvr_decode.training.policy.logprobs import TokenLogprobs, check_head, response_logprobs
 from rlvr_decode.training.policy.model import open_model, save_model
 from rlvr_decode.training.processes.distributed import Processes
 from rlvr_decode.training.processes.sharding import Sharded, full_tensors
@@ -50,25 +50,27 @@ class Policies:
             models = [model for model in (self.policy, self.reference) if model is not None]
             self._sharded = {model: Sharded(model, processes) for model in models}
 
-    def logprobs(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        """log p and entropy of the responses under the policy."""
-        return self._logprobs(self.policy, rollouts)
+    def logprobs(self, rollouts: Rollouts, *, entropy: bool = False) -> TokenLogprobs:
+        """log p of the responses under the policy, and the entropy at every token if asked for."""
+        return self._logprobs(self.policy, rollouts, entropy=entropy)
 
     @torch.no_grad()
     def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
         """log p under the reference: for an adapter's policy, the base it is without it."""
         if self.adapter is None:
             assert self.reference is not None
-            return self._logprobs(self.reference, rollouts)[0]
+            return self._logprobs(self.reference, rollouts).logp_BT
         with self.adapter.disabled():
-            return self.logprobs(rollouts)[0]
+            return self.logprobs(rollouts).logp_BT
 
-    def _logprobs(self, model: PreTrainedModel, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        def compute() -> tuple[Tensor, Tensor]:
+    def _logprobs(
+        self, model: PreTrainedModel, rollouts: Rollouts, *, entropy: bool = False
+    ) -> TokenLogprobs:
+        temperature = self.config.rollout.temperature
+
+        def compute() -> TokenLogprobs:
             with self.autocast():
-                return response_logprobs(
-                    model, rollouts, temperature=self.config.rollout.temperature
-                )
+                return response_logprobs(model, rollouts, temperature=temperature, entropy=entropy)
 
         return self._sharded[model](compute) if self._sharded else compute()
 

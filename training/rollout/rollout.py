@@ -14,8 +14,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlvr_decode.kv_cache import roomy_cache
 from rlvr_decode.training.rollout.padding import positions
 
 
@@ -130,7 +131,7 @@ class TransformersRollout:
         mask_BT = torch.zeros(shape, dtype=torch.bool, device=device)
         hidden_BTD = None
 
-        cache = DynamicCache(config=self.model.config)
+        cache = roomy_cache(self.model.config, max_new_tokens)
         running_N = torch.arange(len(prompt_BP), device=device)
         for step in range(max_new_tokens):
             where = positions(mask)

@@ -29,13 +29,15 @@ def sampled():
 
 def gradient(model, rollouts, **options):
     """log p, and the gradient of a sum of log p and entropies that no symmetry cancels."""
-    logp_BT, entropy_BT = response_logprobs(model, rollouts, temperature=0.7, **options)
+    logp_BT, entropy_BT = response_logprobs(
+        model, rollouts, temperature=0.7, entropy=True, **options
+    )
     weight_BT = rollouts.response_BT.sin() + 2
     loss = (weight_BT * (logp_BT + 0.3 * entropy_BT)).sum()
     return logp_BT, torch.autograd.grad(loss, list(model.parameters()))
 
 
-@pytest.mark.parametrize("options", [{}, {"max_logits": 500}])
+@pytest.mark.parametrize("options", [{}, {"max_logits": 500, "kept_logits": 1000}])
 @pytest.mark.parametrize("padded", [True, False])
 def test_sharing_changes_nothing(sampled, padded, options):
     model, rollouts = sampled

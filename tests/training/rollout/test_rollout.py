@@ -50,11 +50,11 @@ def test_logprobs_do_not_depend_on_the_neighbours(engine):
 def test_entropy_is_that_of_the_distribution(engine):
     rollouts = sample(engine, temperature=0.5)
     with torch.no_grad():
-        _, entropy_BT = response_logprobs(engine.model, rollouts, temperature=0.5)
+        found = response_logprobs(engine.model, rollouts, temperature=0.5, entropy=True)
         row = engine.model(input_ids=rollouts.prompt_BP[-1:][rollouts.prompt_mask_BP[-1:]][None])
     expected = torch.distributions.Categorical(logits=row.logits[0, -1] / 0.5).entropy()
-    torch.testing.assert_close(entropy_BT[-1, 0], expected, rtol=0, atol=1e-5)
-    assert (entropy_BT[~rollouts.mask_BT] == 0).all()
+    torch.testing.assert_close(found.entropy_BT[-1, 0], expected, rtol=0, atol=1e-5)
+    assert (found.entropy_BT[~rollouts.mask_BT] == 0).all()
 
 
 def test_responses_end_at_their_first_end_of_sequence(engine):
