@@ -11,8 +11,8 @@ two engines and one token a call.
 
 First every pair answers the same prompts at the same strengths as transformers does in float32: in
 float32 no token may differ, in bfloat16 no log-probability by more than its rounding explains, or
-no figure is printed. A request has 64 prompt tokens and 32 new ones. "request" is the time of all
-of it, "decode" the time of the last 31 tokens. "CPU" is the processor time of the latter, which
+no figure is printed. A request has 64 prompt tokens and 64 new ones. "request" is the time of all
+of it, "decode" the time of the last 63 tokens. "CPU" is the processor time of the latter, which
 says more on a machine that others use (set OMP_NUM_THREADS=1: waiting threads spin). Results are
 appended to results/decode.jsonl.
 """
@@ -42,7 +42,7 @@ from decode_arms import (
 from decode_check import ROUNDING, agreement, check
 from findings import RESULTS, Finding, add_argument, append, ratios, surroundings, tell
 
-NEW_TOKENS = 32
+NEW_TOKENS = 64
 KV_BYTES = 2**28  # of each engine: 32 requests of a full pair in float32
 PAIRS = ("full", "adapter")
 RIVALS = {

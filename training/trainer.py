@@ -23,6 +23,7 @@ from rlvr_decode.training.run.directory import claim, provenance
 from rlvr_decode.training.run.disk import saving
 from rlvr_decode.training.run.interrupt import Stopped, StopRequest, stop_on_signals
 from rlvr_decode.training.run.lock import held
+from rlvr_decode.training.run.memory import give_back_memory
 from rlvr_decode.training.run.report import reporting
 from rlvr_decode.training.setup import check_sections, find_base, make_objective
 from rlvr_decode.training.step import Trainer
@@ -103,6 +104,7 @@ def learn(config: Train, task: Task, directory: Path, group: Processes, stop: St
         steps = 0 if state["finished"] else config.optim.steps
         for step in range(state["step"] + 1, steps + 1):
             metrics = trainer.step(step)
+            give_back_memory()
             state["step"], state["finished"] = step, step == steps
             if is_due(step, config.evaluation.every) or state["finished"]:
                 state["accuracies"]["rlvr"] = held_out = trainer.held_out()
