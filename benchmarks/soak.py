@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING, Any, cast
 from soak_requests import MAX_TOKENS, Asked, draw_request
 from soak_table import render
 
+from rlvr_decode.engine.launch import bound_kept_products
+
 if TYPE_CHECKING:
     from vllm import RequestOutput
     from vllm.v1.engine.core_client import InprocClient
@@ -76,6 +78,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    bound_kept_products()  # as the server does
     with tempfile.TemporaryDirectory() as directory:
         os.environ.setdefault("VLLM_CACHE_ROOT", directory)
         pair = open_pair(args.pair, args.form, Path(directory))

@@ -25,6 +25,7 @@ from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
+from rlvr_decode.engine.launch import bound_kept_products
 from rlvr_decode.pair import Pair
 from rlvr_decode.server.absent import AbsentMiddleware
 from rlvr_decode.server.arguments import Parsed, parse
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
 async def serve(parsed: Parsed) -> int:
     """Serve a pair until a signal ends it, which is 0, or the engine dies, which is 1."""
     pair, names, args = parsed
+    bound_kept_products()
     os.environ[MAX_N] = str(args.max_sequences)  # on routes that bring no settings of ours
     # Until uvicorn runs, and handles signals itself, SIGTERM ends the start-up as SIGINT does.
     signal.signal(signal.SIGTERM, _interrupt)
