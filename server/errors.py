@@ -26,6 +26,7 @@ TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    408: "RequestTimeoutError",
     413: "ContentTooLargeError",
     429: "RateLimitError",
     431: "HeadersTooLargeError",

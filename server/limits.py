@@ -7,6 +7,7 @@ up to its limit and no further, after the key was checked; uvicorn throws away w
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 from dataclasses import dataclass, fields
 from http import HTTPStatus
@@ -26,6 +27,7 @@ class Limits:
     """Limits of the server; the flags of `rlvr-decode serve` that set them have the same names.
 
     max_body_bytes    of one request; beyond it 413.
+    max_body_seconds  until the whole of it has come; beyond it 408.
     max_header_bytes  of the request line and all headers together; beyond it 431.
     max_headers       how many of them; beyond it 431.
     max_sequences     that one request may have generated: n times its prompts; beyond it 400. Each
@@ -34,6 +36,7 @@ class Limits:
     """
 
     max_body_bytes: int = 8 * 2**20
+    max_body_seconds: int = 60
     max_header_bytes: int = 64 * 2**10
     max_headers: int = 128
     max_sequences: int = 128
@@ -42,6 +45,7 @@ class Limits:
 
 HELP = {
     "max_body_bytes": "Bytes of one request's body; more is answered 413.",
+    "max_body_seconds": "Seconds in which all of a body must come; after them the answer is 408.",
     "max_header_bytes": "Bytes of a request's line and headers together; more is answered 431.",
     "max_headers": "Headers of one request; more are answered 431.",
     "max_sequences": "Sequences that one request may have generated, n times its prompts; more is "
@@ -105,15 +109,20 @@ def _too_much(scope: Scope, limits: Limits) -> str | None:
     return None
 
 
-class BodyLimit:
-    """Reads a body, and refuses one that is too long: by its length, or when it has come too far.
+class _TooLongError(Exception):
+    """A body goes on beyond its limit."""
 
-    Without a content-length, nothing beyond the limit and one read of the connection is kept.
+
+class BodyLimit:
+    """Reads a body, and refuses one that is too long or too slow.
+
+    A declared length is enough to refuse it. Without one, nothing beyond the limit and one read of
+    the connection is kept.
     """
 
     def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
         self.app = app
-        self.limit = limits.max_body_bytes
+        self.limit, self.seconds = limits.max_body_bytes, limits.max_body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in WITH_BODY:
@@ -123,19 +132,32 @@ class BodyLimit:
         if int(declared) > self.limit:
             await self._refuse(f"{int(declared)} bytes", scope, receive, send)
             return
+        try:
+            async with asyncio.timeout(self.seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            reason = f"no whole body within {self.seconds} s (--max-body-seconds)"
+            await refusal(HTTPStatus.REQUEST_TIMEOUT, reason, "body")(scope, receive, send)
+            return
+        except _TooLongError:
+            await self._refuse("a longer body", scope, receive, send)
+            return
+        if body is not None:
+            await self.app(scope, replaying(body, receive), send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body; None if the client has left."""
         chunks, size = [], 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                return None
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > self.limit:
-                await self._refuse("a longer body", scope, receive, send)
-                return
+                raise _TooLongError
             if not message.get("more_body", False):
-                break
-        await self.app(scope, replaying(b"".join(chunks), receive), send)
+                return b"".join(chunks)
 
     async def _refuse(self, what: str, scope: Scope, receive: Receive, send: Send) -> None:
         reason = f"{what}: at most {self.limit} bytes (--max-body-bytes)"

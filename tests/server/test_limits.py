@@ -85,6 +85,24 @@ def test_a_body_without_a_length_is_not_read_beyond_its_limit():
     assert read == [40, 40, 40]
 
 
+def test_a_body_that_comes_too_slowly_is_given_up():
+    app, sent = Arrived(), []
+    coming = iter([{"type": "http.request", "body": b"x", "more_body": True}])
+
+    async def receive():
+        return next(coming, None) or await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    limits = Limits(max_body_seconds=1)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    asyncio.run(BodyLimit(app, limits=limits)(scope, receive, send))
+    assert sent[0]["status"] == 408 and not app.bodies
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["type"] == "RequestTimeoutError" and "within 1 s" in error["message"]
+
+
 def test_a_body_that_is_announced_too_long_is_not_read_at_all():
     async def receive():
         raise AssertionError("read")
