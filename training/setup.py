@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlvr_decode.fetched import CHECKPOINTS
 from rlvr_decode.training.config import Train, build
 from rlvr_decode.training.engines import check_engine
 from rlvr_decode.training.objectives import OBJECTIVES, Objective
 from rlvr_decode.training.policy.adapted import adapter_config
-from rlvr_decode.training.policy.model import located
+from rlvr_decode.training.policy.model import named
 from rlvr_decode.training.pretrain import pretrain
 from rlvr_decode.training.processes.distributed import Processes
 from rlvr_decode.training.rank.ranks import RankReward
@@ -24,8 +23,7 @@ from rlvr_decode.training.tasks.task import Corpus, Task
 def find_base(config: Train, task: Task, directory: Path, stop: StopRequest) -> str | Path:
     """The checkpoint to start from: a given one, or one pretrained for this run."""
     if config.base is not None:
-        # A package is written into the pair by its name, so that the pair can travel.
-        return config.base if config.base in CHECKPOINTS else located(config.base)
+        return named(config.base)
     assert config.pretrain is not None
     if not isinstance(task, Corpus):
         raise ValueError(f"task {config.task.name!r} has no demonstrations to pretrain on")

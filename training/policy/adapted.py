@@ -12,7 +12,7 @@ from rlvr_decode.training.adapters.attach import attach
 from rlvr_decode.training.adapters.export import export
 from rlvr_decode.training.adapters.state import resume, save_state
 from rlvr_decode.training.config import Adapter, build
-from rlvr_decode.training.policy.model import located
+from rlvr_decode.training.policy.model import named
 from rlvr_decode.training.run.checkpoint import appearing_whole
 
 
@@ -44,7 +44,7 @@ def write_adapter(
     adapter: AttachedAdapter, directory: Path, *, base: str | None, dtype: torch.dtype
 ) -> None:
     """Write the update as LoRA."""
-    base = None if base is None else str(located(base))
+    base = None if base is None else str(named(base))
     export(adapter, directory, dtype=dtype, base=base)
     for file in directory.iterdir():
         # The weights come out readable by their owner alone, which no package can ship.

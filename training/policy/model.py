@@ -95,6 +95,11 @@ def located(source: str | Path) -> str | Path:
     return Pair.open(name).base.fetch() if kind == "pair" else source
 
 
+def named(source: str | Path) -> str | Path:
+    """A checkpoint as what is written may name it: one out of a package by its name, to travel."""
+    return source if source in CHECKPOINTS else located(source)
+
+
 def open_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The fp32 model and the tokenizer of a directory, hub id or pair; safetensors only.
 

@@ -10,7 +10,7 @@ import torch
 
 from rlvr_decode.pair import Pair
 from rlvr_decode.training.config import Adapter, Optim, Rollout, Task
-from rlvr_decode.training.policy.model import located, open_model
+from rlvr_decode.training.policy.model import located, named, open_model
 from rlvr_decode.training.trainer import train_recipe
 
 BASE = Pair.open("tiny").base.fetch()
@@ -23,6 +23,12 @@ def test_a_pair_stands_for_its_base(micro_base):
     assert located(micro_base) == micro_base
     ours, theirs = (open_model(source)[0].state_dict() for source in ("pair:tiny", BASE))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_what_is_written_names_a_package_and_the_place_of_anything_else(monkeypatch):
+    monkeypatch.setattr("rlvr_decode.training.policy.model.fetch", pytest.fail)
+    assert named("smollm2-135m-instruct") == "smollm2-135m-instruct"
+    assert named("pair:tiny") == BASE
 
 
 def test_a_base_that_brings_code_is_refused(micro_base, tmp_path):
