@@ -181,6 +181,8 @@ EXPLAINED: dict[str, str] = {
     "a wrong key": _KEY,
     "no key, another route": "a key is asked for wherever the model works; stock leaves it open",
     "no such route": _ROUTER,
+    "model by name": _ROUTER,
+    "seed 2**70": "refused with the body, before vLLM's own check of it, and in fewer words",
     "a wrong method": _ROUTER,
     "deep JSON": _DEPTH,
     "deep JSON in a field": _DEPTH,
