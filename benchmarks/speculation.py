@@ -100,6 +100,8 @@ def measure(
                 rival="what was drafted",
                 values=[100 * accepted / drafted],
                 unit="%",
+                note="the answers to sums: their first token, which is never a draft, all but "
+                "decides the rest",
             ),
             Finding(
                 what=f"{what}: tokens a step",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from rlvr_decode import ops
+from rlvr_decode.draws import draw_tokens
 from rlvr_decode.kv_cache import roomy_cache
 from rlvr_decode.params import Extrapolation
 from rlvr_decode.rules import rule_numbers, rule_of_rows
@@ -126,9 +127,10 @@ def _distribution(rlvr_NV: Tensor, base_NV: Tensor, recipe: Recipe) -> ops.Gated
 
 
 def _draw(logq_NV: Tensor, generator: torch.Generator) -> Tensor:
-    """Gumbel's trick: the argmax of log q − log(exponential noise) is a sample of q."""
-    noise_NV = torch.empty_like(logq_NV).exponential_(generator=generator)
-    return (logq_NV - noise_NV.log()).argmax(-1)
+    uniform_N1 = torch.rand(
+        len(logq_NV), 1, generator=generator, dtype=torch.float64, device=logq_NV.device
+    )
+    return draw_tokens(logq_NV, uniform_N1)
 
 
 def _next_logits(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlvr_decode.draws import draw_tokens
 from rlvr_decode.kv_cache import roomy_cache
 from rlvr_decode.training.rollout.padding import positions
 
@@ -234,13 +235,11 @@ def draw(
         token_N = logits_NV.argmax(-1)
     else:
         logp_NV = (logits_NV / temperature).log_softmax(-1)
-        # Gumbel's trick: the argmax of log p − log(exponential noise) is a sample of p.
-        noise_NV = torch.empty_like(logp_NV)
-        start = 0
-        for generator, rows in generators:
-            noise_NV[start : start + rows].exponential_(generator=generator)
-            start += rows
-        token_N = (logp_NV - noise_NV.log_()).argmax(-1)
+        uniform = [
+            torch.rand(rows, 1, generator=each, dtype=torch.float64, device=logits_NV.device)
+            for each, rows in generators
+        ]
+        token_N = draw_tokens(logp_NV, torch.cat(uniform))
     return token_N, logp_NV.gather(-1, token_N.unsqueeze(-1)).squeeze(-1)
 
 
