@@ -31,7 +31,7 @@ def config(micro, monkeypatch):
     monkeypatch.setitem(data.TASKS, "starts", Starts)
     return micro(
         task=Task(name="starts"),
-        evaluation=Evaluation(every=1, prompts=8, samples=SAMPLES),
+        evaluation=Evaluation(every=1, prompts=24, samples=SAMPLES),
         checkpoint=Checkpoint(every=1, keep=0),
     )
 
@@ -45,7 +45,7 @@ def test_reach_and_its_gap_to_base_are_logged(config) -> None:
     base, *steps = lines(pair)
     state = json.loads((pair.parent / "checkpoints" / "step-000003" / "state.json").read_text())
     correct = state["base_correct"]
-    assert len(correct) == 8 and max(correct) > 0
+    assert len(correct) == 24 and max(correct) > 0
     for k in (1, SAMPLES):
         reach = statistics.fmean(pass_at_k(SAMPLES, c, k) for c in correct)
         assert base[f"pass_at_{k}"] == pytest.approx(reach)
