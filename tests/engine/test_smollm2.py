@@ -16,8 +16,7 @@ def pair(tmp_path_factory):
     """Fetched anew; its base's hash is checked on the way."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        pair = Pair.open("smollm2")
-        pair.base.fetch()
+        pair = Pair.open("smollm2", verify=True)
         yield pair
 
 
