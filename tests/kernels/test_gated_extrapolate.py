@@ -220,13 +220,15 @@ def test_no_rows(kernels):
     assert result.logprobs.shape == (0, 10) and result.rate.shape == (0,)
 
 
+# Drawn from lists alone: Hypothesis takes integers and floats from the constants of all modules that
+# are loaded, so that the examples would be others in another order of the tests.
 # Numbers that no sum or difference of the logits below meets by accident of rounding.
 a_row = st.tuples(
     st.sampled_from(sorted(GATES)),
     st.sampled_from([-0.3137, 0.2137, 0.6519]),
     st.sampled_from(sorted(PRIMARIES)),
     st.sampled_from([0.0, 0.83, 1.0, 1.71]),
-    st.integers(0, 10),
+    st.sampled_from(range(11)),
     st.sampled_from([1.0, 0.7713, 0.2391]),
     st.sampled_from([0.0, 0.0517]),
     st.sampled_from([-1.0, -0.2617, 0.0, 0.7313]),
@@ -242,9 +244,12 @@ a_row = st.tuples(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_masked_tokens(kernels, data):
-    width, other = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    width, other = (
+        data.draw(st.sampled_from(range(1, 10))),
+        data.draw(st.sampled_from(range(1, 10))),
+    )
     rows = data.draw(st.lists(a_row, min_size=1, max_size=3))
-    value = st.one_of(st.just(-INF), st.integers(-20, 20).map(lambda i: i / 2))
+    value = st.one_of(st.just(-INF), st.sampled_from([i / 2 for i in range(-20, 21)]))
 
     def matrix(columns, value=value):
         row = st.lists(value, min_size=columns, max_size=columns)
