@@ -220,8 +220,8 @@ def test_no_rows(kernels):
     assert result.logprobs.shape == (0, 10) and result.rate.shape == (0,)
 
 
-# Drawn from lists alone: Hypothesis takes integers and floats from the constants of all modules that
-# are loaded, so that the examples would be others in another order of the tests.
+# Drawn from lists alone: Hypothesis takes integers and floats from the constants of all loaded
+# modules, so that the examples would be others in another order of the tests.
 # Numbers that no sum or difference of the logits below meets by accident of rounding.
 a_row = st.tuples(
     st.sampled_from(sorted(GATES)),
