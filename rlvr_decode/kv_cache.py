@@ -13,16 +13,18 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+LEAST_ROOM = 32  # tokens
+
 
 class RoomyLayer(DynamicLayer):
     """Keys and values of one layer, of shape [batch, heads, tokens, width], with room behind them.
 
-    room  how many tokens will come after the first ones. More may: they move once again.
+    When the room is used up all move to a place with room for a quarter more: seldom enough to cost
+    nothing, and no more memory than that is taken for tokens that may never come.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.room = room
         # What `keys` and `values` are the beginning of; none while they lie alone.
         self._stores: tuple[Tensor, Tensor] | None = None
 
@@ -37,7 +39,7 @@ class RoomyLayer(DynamicLayer):
         assert self.keys is not None and self.values is not None
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if self._stores is None or self._stores[0].shape[-2] < end:
-            size = end + self.room
+            size = end + max(LEAST_ROOM, end // 4)
             self._stores = _with_room(self.keys, size), _with_room(self.values, size)
         for store, states in zip(self._stores, (key_states, value_states), strict=True):
             store[..., start:end, :] = states
@@ -55,14 +57,14 @@ class RoomyLayer(DynamicLayer):
         self._stores = None
 
 
-def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
-    """A cache for inference, of `room` tokens after the prompt.
+def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
+    """A cache for inference.
 
     Layers that see a window or hold a state are transformers' own.
     """
     cache = DynamicCache(config=config)
     cache.layers = [
-        RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
 

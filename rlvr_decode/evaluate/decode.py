@@ -64,7 +64,7 @@ def decode(
     ids_BT, mask_BT = _padded_left(prompts, rlvr, max_tokens)
     generator = torch.Generator(rlvr.device).manual_seed(seed)
     stops = torch.tensor(list(stop), device=rlvr.device)
-    caches = [roomy_cache(model.config, max_tokens) for model in models]
+    caches = [roomy_cache(model.config) for model in models]
     tokens_B: list[list[int]] = [[] for _ in prompts]
     entropy_B, rate_B = (torch.zeros(len(prompts), device=rlvr.device) for _ in range(2))
     finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=rlvr.device)

@@ -1,9 +1,12 @@
 """The cache with room holds what transformers' own holds, and writes without moving."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import DynamicCache, Qwen3Config
 
+from rlvr_decode import kv_cache
 from rlvr_decode.kv_cache import RoomyLayer, roomy_cache
 
 CONFIG = Qwen3Config(num_hidden_layers=2)
@@ -15,9 +18,10 @@ def states(batch, tokens, seed):
 
 
 @pytest.mark.parametrize("room", [0, 1, 3, 50])
-def test_it_holds_what_the_plain_cache_holds(room):
-    """Through everything a sampler does, and beyond the room that was asked for."""
-    roomy, plain = roomy_cache(CONFIG, room), DynamicCache(config=CONFIG)
+def test_it_holds_what_the_plain_cache_holds(room, monkeypatch):
+    """Through everything a sampler does, and beyond its room."""
+    monkeypatch.setattr(kv_cache, "LEAST_ROOM", room)
+    roomy, plain = roomy_cache(CONFIG), DynamicCache(config=CONFIG)
     acts = [
         lambda cache: cache.update(*states(2, 5, seed=0), 0),
         lambda cache: cache.batch_repeat_interleave(3),
@@ -35,16 +39,20 @@ def test_it_holds_what_the_plain_cache_holds(room):
 
 
 def test_within_its_room_nothing_moves():
-    layer = RoomyLayer(room=4)
+    layer = RoomyLayer()
     layer.update(*states(2, 5, seed=0))
-    first, _ = layer.update(*states(2, 1, seed=1))
-    for step in range(3):
+    places = []
+    for step in range(400):
         keys, _ = layer.update(*states(2, 1, seed=step))
-        assert keys.data_ptr() == first.data_ptr()
+        places.append((keys.data_ptr(), keys.untyped_storage().nbytes() / keys.nbytes))
+    moves = sum(one != other for (one, _), (other, _) in pairwise(places))
+    assert 0 < moves < 12
+    # After a few, no more than a quarter lies empty.
+    assert max(share for _, share in places[150:]) < 1.26
 
 
 def test_what_was_returned_stays_as_it_was():
-    layer = RoomyLayer(room=4)
+    layer = RoomyLayer()
     layer.update(*states(2, 5, seed=0))
     before, _ = layer.update(*states(2, 1, seed=1))
     copy = before.clone()
@@ -60,5 +68,5 @@ def test_layers_with_a_window_stay_transformers_own():
         sliding_window=8,
         layer_types=["full_attention", "sliding_attention"],
     )
-    kinds = [type(layer).__name__ for layer in roomy_cache(config, 3).layers]
+    kinds = [type(layer).__name__ for layer in roomy_cache(config).layers]
     assert kinds == ["RoomyLayer", "DynamicSlidingWindowLayer"]

@@ -132,7 +132,7 @@ class TransformersRollout:
         mask_BT = torch.zeros(shape, dtype=torch.bool, device=device)
         hidden_BTD = None
 
-        cache = roomy_cache(self.model.config, max_new_tokens)
+        cache = roomy_cache(self.model.config)
         running_N = torch.arange(len(prompt_BP), device=device)
         for step in range(max_new_tokens):
             where = positions(mask)

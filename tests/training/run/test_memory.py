@@ -3,11 +3,9 @@
 import subprocess
 import sys
 
-import pytest
-
 SCRIPT = """
 import psutil
-from rlvr_decode.training.run.memory import _malloc_trim, give_back_memory
+from rlvr_decode.training.run.memory import give_back_memory
 
 process = psutil.Process()
 blocks = [bytes([i % 251]) * 65536 for i in range(4000)]
@@ -17,7 +15,7 @@ before = process.memory_info().rss
 give_back_memory()
 after = process.memory_info().rss
 assert all(set(block) == {40 * i % 251} for i, block in enumerate(kept))
-print(_malloc_trim() is not None, (before - after) >> 20)
+print((before - after) >> 20)
 """
 
 
@@ -25,7 +23,4 @@ def test_holes_in_the_heap_go_back_to_the_system():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
     )
-    trims, freed_mib = done.stdout.split()
-    if trims == "False":
-        pytest.skip("this C library has no malloc_trim")
-    assert int(freed_mib) > 200  # of 250
+    assert int(done.stdout) > 200  # of 250
