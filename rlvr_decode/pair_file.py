@@ -118,13 +118,20 @@ class _Reader:
 
     def inside(self, key: str, path: str) -> Path:
         """The directory of a relative path, which may not lead out of the pair's own."""
-        directory = (self.file.parent / path).resolve()
+        try:
+            directory = (self.file.parent / path).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+            self.refuse(key, path, f"is no path here: {error}")
         if Path(path).is_absolute() or not directory.is_relative_to(self.file.parent):
             self.refuse(key, path, "leads out of the pair's directory; use an absolute `local`")
         return self.existing(key, path, directory)
 
     def existing(self, key: str, value: str, directory: Path) -> Path:
-        if not directory.is_dir():
+        try:
+            found = directory.is_dir()
+        except OSError as error:  # too long a name, a directory that may not be read
+            self.refuse(key, value, f"cannot be looked at: {error.strerror}")
+        if not found:
             self.refuse(key, value, "no such directory (a hub id needs its `revision`)")
         return directory
 

@@ -112,6 +112,10 @@ WRONG_FILES = [
     (lambda p: p["base"].update(path="/etc"), "base.path='/etc'", "leads out"),
     (lambda p: p["base"].update(path=".."), "base.path='..'", "leads out"),
     (lambda p: p["base"].update(path="out"), "base.path='out'", "leads out"),
+    (lambda p: p["base"].update(path="a\0"), "base.path='a\\x00'", "is no path here"),
+    (lambda p: p["base"].update(path="loop"), "base.path='loop'", "is no path here"),
+    (lambda p: p["base"].update(path="x" * 300), "base.path='xxx", "name too long"),
+    (lambda p: p.update(base={"local": "/" + "x" * 300}), "base.local='/xx", "name too long"),
     (lambda p: p["base"].update(revision=3), "base.revision=3", "must be null or"),
     (lambda p: p["base"].update(revision=""), "base.revision=''", "must be null or"),
     (lambda p: p["base"].update(revision="main"), "base.path='base'", "must be a hub id"),
@@ -136,6 +140,7 @@ WRONG_FILES = [
 @pytest.mark.parametrize(("change", "key", "words"), WRONG_FILES)
 def test_a_wrong_file_is_refused_by_key_value_and_remedy(directory, change, key, words):
     (directory / "out").symlink_to("/")
+    (directory / "loop").symlink_to("loop")
     file = directory / "pair.json"
     edit(file, change)
     with pytest.raises(ValueError) as refused:

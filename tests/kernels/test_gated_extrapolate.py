@@ -231,7 +231,7 @@ a_row = st.tuples(
     st.sampled_from(range(11)),
     st.sampled_from([1.0, 0.7713, 0.2391]),
     st.sampled_from([0.0, 0.0517]),
-    st.sampled_from([-1.0, -0.2617, 0.0, 0.7313]),
+    st.sampled_from([-0.9173, -0.2617, 0.0, 0.7313]),
     st.sampled_from([0.0, 0.0431]),
 ).filter(lambda row: row[0] != "random" or row[1] > 0)
 
@@ -256,7 +256,7 @@ def test_masked_tokens(kernels, data):
         return torch.tensor(data.draw(st.lists(row, min_size=len(rows), max_size=len(rows))))
 
     rlvr, base = matrix(width), matrix(other)
-    bias = matrix(width, st.sampled_from([0.0, 1.5, -INF])) if data.draw(st.booleans()) else None
+    bias = matrix(width, st.sampled_from([0.0, 1.5137, -INF])) if data.draw(st.booleans()) else None
     rule = rule_of(*rows)
     result = kernels.gated_extrapolate(rlvr, base, rule, bias)
     exact = in_dtype(torch.float64, rlvr, base, rule, bias)
