@@ -48,8 +48,10 @@ ROWS = {
     "exactness": Row(command="exactness.py"),
     "draws": Row(command="draws.py"),
     "kernels": Row(command="kernels.py --rows 16 --dtypes bf16"),
-    "decode-bf16": Row(command="decode.py --dtype bfloat16 --concurrency 1 8 32 --rounds 3"),
-    "decode-fp32": Row(command="decode.py --concurrency 1 16 --rounds 2 --rivals"),
+    "decode-bf16": Row(
+        command="decode.py --dtype bfloat16 --concurrency 1 8 32 --rounds 3", seconds=900
+    ),
+    "decode-fp32": Row(command="decode.py --concurrency 1 16 --rounds 2 --rivals", seconds=900),
     "scaling": Row(command="scaling.py --check"),
     "speculation": Row(command="speculation.py"),
     "train-step": Row(command="train_step.py --threads 2", rival="trl"),

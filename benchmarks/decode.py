@@ -1,13 +1,13 @@
 """Tokens per second of a pair: in vLLM, against one model in vLLM and two in transformers.
 
-    python benchmarks/decode.py [--dtype bfloat16 --concurrency 1 8 32 --rounds 5 --compile]
+    python benchmarks/decode.py [--dtype bfloat16 --concurrency 1 8 32 --rounds 5 --eager]
 
 All arms run in one process on the same random Qwen3 pair (104 M parameters, an update of rank
 16), taking turns, so that ratios are of the same minutes. `full` is the pair as two checkpoints,
-`adapter` as base and a LoRA; `… plain` is the same engine with every request at strength 0. With
---rivals: `transformers` is its own two-model processor, which takes one request at a time;
-`batched` is `rlvr_decode.hf.generate`, all at once; `loop` is the direction paper's published way,
-two engines and one token a call.
+`adapter` as base and a LoRA; `… plain` is the same engine with every request at strength 0. The
+engines compile, as vLLM does by default. With --rivals: `transformers` is its own two-model
+processor, which takes one request at a time; `batched` is `rlvr_decode.hf.generate`, all at once;
+`loop` is the direction paper's published way, two engines and one token a call.
 
 First every pair answers the same prompts at the same strengths as transformers does in float32: in
 float32 no token may differ, in bfloat16 no log-probability by more than its rounding explains, or
@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=list(ROUNDING))
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="torch.compile, vLLM's default")
+    parser.add_argument(
+        "--eager", action="store_true", help="without torch.compile, vLLM's default"
+    )
     parser.add_argument("--rivals", action="store_true", help="measure the other ways as well")
     parser.add_argument("--out", type=Path, default=RESULTS / "decode.jsonl")
     add_argument(parser)
@@ -94,7 +96,7 @@ def make_arms(directory: Path, args: argparse.Namespace) -> tuple[dict[str, Arm]
         "max_num_seqs": 32,
         "kv_cache_memory_bytes": KV_BYTES,
         "enable_prefix_caching": False,
-        "enforce_eager": not args.compile,
+        "enforce_eager": args.eager,
     }
     single = LLM(model=str(full.rlvr.fetch()), dtype=args.dtype, **flags)
     pairs = {
@@ -205,7 +207,7 @@ def report(taken: dict[str, list[Round]], concurrency: int, args: argparse.Names
     record = {
         "concurrency": concurrency,
         "dtype": args.dtype,
-        "compiled": args.compile,
+        "compiled": not args.eager,
         "tokens_per_second": {name: [round(v, 2) for v in rates[name]] for name in rates},
         "decode_step_ms": {n: [round(1e3 * wall, 3) for wall, _ in steps[n]] for n in steps},
         "decode_step_cpu_ms": {n: [round(1e3 * cpu, 3) for _, cpu in steps[n]] for n in steps},

@@ -1,7 +1,9 @@
 """One stack of base weights computes both models: tokens stacked to 2N, rlvr's half first.
 
-vLLM's own layers are kept. A linear layer gets the delta as R more inputs: W x + B A x is
-[W | B] applied to [x | A x], one product for both halves, in which base's half has zeros for A x.
+vLLM's own layers are kept. The update B A is added to a linear layer's weight when it is loaded, so
+that rlvr, whom most requests ask for, costs what it costs alone. From base's half it is taken away
+again, as R more inputs: W x - B A x is [W | -B] applied to [x | A x], one product for both halves,
+in which rlvr's half has zeros for A x. In 16 bits W is rounded, alike for both models.
 Each attention layer becomes two, with a KV cache each.
 Legend: N tokens, I and O inputs and outputs of a layer on this rank, R summed rank.
 """
@@ -74,7 +76,7 @@ class Down(nn.Module):
 
 
 class DeltaLinearMethod(LinearMethodBase):
-    """How vLLM computes a linear layer, with B A x added to the rows of rlvr."""
+    """How vLLM computes a linear layer, with B A x taken from the rows of base."""
 
     def __init__(self, method: LinearMethodBase, stacking: Stacking) -> None:
         self.method = method
@@ -84,31 +86,38 @@ class DeltaLinearMethod(LinearMethodBase):
         raise AssertionError("the wrapped method has created them")
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        shift = self.method.apply(layer.delta_down, x)
-        if not self.stacking.rlvr_alone:
-            # For base's rows A x is cheaper to compute than to leave out.
-            shift[x.shape[0] // 2 :] = 0
+        if self.stacking.rlvr_alone:
+            # Not `pad`, of which the compiler makes loops of masked loads.
+            shift = x.new_zeros(x.shape[0], layer.delta_rank)
+        else:
+            shift = self.method.apply(layer.delta_down, x)
+            # For rlvr's rows A x is cheaper to compute than to leave out.
+            shift[: x.shape[0] // 2] = 0
         return self.method.apply(layer, torch.cat([x, shift], dim=1), bias)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Widen the weight to [W | B], let the method pack it, and check it against W + B A."""
-        weight_OI, up_OR, down_RI = layer.weight, layer.delta_up, layer.delta_down.weight
-        merged_OI = weight_OI.detach().float() + up_OR.float() @ down_RI.float()
-        layer.weight = _frozen(torch.cat([weight_OI, up_OR], dim=1))
+        """Make the weight [W + B A | -B], let the method pack it, and check both halves."""
+        base_OI, up_OR, down_RI = (
+            each.detach().float()
+            for each in (layer.weight, layer.delta_up, layer.delta_down.weight)
+        )
+        rlvr_OI, dtype = base_OI + up_OR @ down_RI, layer.weight.dtype
+        layer.weight = _frozen(torch.cat([rlvr_OI, -up_OR], dim=1).to(dtype))
         del layer.delta_up
         for part in (layer, layer.delta_down):
             self.method.process_weights_after_loading(part)
 
         generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(4, merged_OI.shape[1], generator=generator).to(down_RI)
-        expected = F.linear(probe.float(), merged_OI)
-        found = self.apply(layer, torch.cat([probe, probe]))[:4].float()
-        error = ((found - expected).norm() / expected.norm()).item()
-        if not error < 8 * torch.finfo(probe.dtype).eps:
-            raise ValueError(
-                f"{layer.prefix}: base + delta is off the merged weight by {error:.2g}; "
-                "the engine's layout of this layer is not the one expected"
-            )
+        probe = torch.randn(4, base_OI.shape[1], generator=generator).to(base_OI.device, dtype)
+        found = self.apply(layer, torch.cat([probe, probe])).float().chunk(2)
+        for half, merged_OI in zip(found, (rlvr_OI, base_OI), strict=True):
+            expected = F.linear(probe.float(), merged_OI)
+            error = ((half - expected).norm() / expected.norm()).item()
+            if not error < 8 * torch.finfo(dtype).eps:
+                raise ValueError(
+                    f"{layer.prefix}: base + delta is off the merged weight by {error:.2g}; "
+                    "the engine's layout of this layer is not the one expected"
+                )
 
 
 def stack_layers(model: nn.Module, factors: Factors, vllm_config: VllmConfig) -> Stacking:
@@ -170,6 +179,7 @@ def _add_delta(layer: Any, parts: list[tuple[Tensor, Tensor] | None], stacking: 
         output += size
     layer.register_parameter("delta_up", _frozen(up_OR))
     layer.delta_down = Down(down_RI)
+    layer.delta_rank = width
     layer.quant_method = DeltaLinearMethod(layer.quant_method, stacking)
 
 
