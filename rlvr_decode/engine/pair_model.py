@@ -8,8 +8,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rlvr_decode.engine.combine import combine
 from rlvr_decode.engine.gating import Masked, draw
@@ -72,7 +72,7 @@ class PairModel(nn.Module):
             return self.both_hidden(input_ids, positions)
         rlvr_NH = self.rlvr_hidden(input_ids, positions)
         # Nothing reads base's half of a plain step, but the runners count on its shape.
-        return F.pad(rlvr_NH, (0, rlvr_NH.shape[1]))
+        return torch.cat([rlvr_NH, rlvr_NH], dim=-1)
 
     @abstractmethod
     def both_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:

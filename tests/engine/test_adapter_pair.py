@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from rlvr_decode import Extrapolation
+from rlvr_decode.engine.stacked import Down
 from rlvr_decode.pair import write_pair
 from rlvr_decode.testing import make_adapter, make_checkpoints
 
@@ -111,6 +112,25 @@ def test_weights_are_those_of_one_model(make_adapter_pair, monkeypatch, start):
     start(pair, dtype="float32")
     plain = sum(weight.numel() for name, weight in base.named_parameters() if ".layers." in name)
     assert plain < sum(packed) <= 1.1 * plain
+
+
+def test_requests_at_strength_0_alone_compute_no_update(
+    make_adapter_pair, monkeypatch, start, prompts
+):
+    pair, models = make_adapter_pair(tied=True)
+    engine = start(pair)
+    computed = []
+    apply = UnquantizedLinearMethod.apply
+
+    def noted(method, layer, *args):
+        computed.append(type(layer))
+        return apply(method, layer, *args)
+
+    monkeypatch.setattr(UnquantizedLinearMethod, "apply", noted)
+    check_answers(engine, models, prompts(4, seed=3), strengths=[0])
+    assert computed and Down not in computed
+    check_answers(engine, models, prompts(4, seed=3), strengths=[0, 1])
+    assert Down in computed
 
 
 def test_an_adapter_for_other_layers_is_refused(start, make_adapter_pair):

@@ -78,6 +78,29 @@ def test_swapping_exchanges_whole_requests():
     assert made.any_prompt_logprobs(np.array([1]))
 
 
+def test_rows_are_made_again_whenever_a_request_or_a_setting_changes():
+    made, both = table(1, 2), np.array([0, 1])
+    first = made.rows(both, nowhere)
+    assert made.rows(both.copy(), nowhere) is first
+    assert made.rows(both[::-1].copy(), nowhere).strength_N.tolist() == [2, 1]
+    assert made.rows(both, nowhere).strength_N.tolist() == [1, 2]
+    made.swap(0, 1)
+    assert made.rows(both, nowhere).strength_N.tolist() == [2, 1]
+    made.write(1, params(3))
+    assert made.rows(both, nowhere).strength_N.tolist() == [2, 3]
+    made.clear(0)
+    assert made.rows(both, nowhere).strength_N.tolist() == [0, 3]
+
+
+def test_a_gated_request_has_new_rows_at_every_step():
+    made = SettingsTable(2, CPU, SideChannel())
+    asked = Extrapolation(strength=1, gate="delta", threshold=0.1)
+    made.write(0, asked.sampling_params(temperature=1.0))
+    for position in (3, 4):
+        rows = made.rows(np.array([0]), lambda at=position: torch.tensor([at]))
+        assert rows.gated.positions_G.tolist() == [position]
+
+
 def test_profiling_before_the_first_request_computes_both_heads():
     rows = Step().take(3, CPU)
     assert rows.extrapolating and rows.gated.rows_G.tolist() == [0, 1, 2]
