@@ -50,11 +50,7 @@ GRACE = 10  # seconds that open connections get at the end
 def main(argv: Sequence[str]) -> int:
     """`rlvr-decode serve PAIR [any vLLM engine flag]`."""
     cli_env_setup()  # type: ignore[no-untyped-call]
-    parsed = parse(argv)
-    try:
-        return uvloop.run(serve(parsed))
-    except KeyboardInterrupt:
-        return 130
+    return uvloop.run(serve(parse(argv)))
 
 
 async def serve(parsed: Parsed) -> int:
@@ -62,8 +58,9 @@ async def serve(parsed: Parsed) -> int:
     pair, names, args = parsed
     bound_kept_products()
     os.environ[MAX_N] = str(args.max_sequences)  # on routes that bring no settings of ours
-    # Until uvicorn runs, and handles signals itself, SIGTERM ends the start-up as SIGINT does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Until uvicorn runs, and handles signals itself, they end the start-up.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     # Bound before the engine loads, so that a taken port is known at once.
     address, sock = setup_server(args, reuse_port=False)
     async with running(args) as client:
@@ -165,5 +162,6 @@ def _uvicorn_settings(args: argparse.Namespace, limits: Limits) -> dict[str, Any
     }
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _end(*_: object) -> NoReturn:
+    # Not KeyboardInterrupt: where vLLM waits for its engine it drops that, and goes on.
+    raise SystemExit(130)

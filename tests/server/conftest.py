@@ -23,8 +23,8 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def running_server(directory, *flags):
-    """A server of the bundled pair, which is ready; killed at the end, if it still runs."""
+def starting_server(directory, *flags):
+    """A server of the bundled pair, just started; killed at the end, if it still runs."""
     log = directory / "log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -37,11 +37,18 @@ def running_server(directory, *flags):
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=directory
         )
         try:
-            wait_for(lambda: "serving on" in log.read_text(), process, log)
             yield Running(f"http://127.0.0.1:{port}", process, log)
         finally:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def running_server(directory, *flags):
+    """A server that is ready."""
+    with starting_server(directory, *flags) as running:
+        wait_for(lambda: "serving on" in running.log.read_text(), running.process, running.log)
+        yield running
 
 
 @pytest.fixture(scope="session")
