@@ -1,7 +1,9 @@
-"""What both kernels share: sums over a softmax in one pass, as the maximum becomes known.
+"""What the kernels share: sums over a softmax in one pass, as the maximum becomes known.
 
 Every sum is kept relative to the largest logit met so far (online softmax, arXiv 1805.02867); when
-a larger one comes, what has been summed is scaled down to it.
+a larger one comes, what has been summed is scaled down to it. A row may be cut into parts, each
+summed by a program of its own, so that few rows keep a whole GPU busy. The cuts depend on the
+width alone and the parts are joined in one order: a row's result does not depend on its batch.
 """
 
 import triton
@@ -20,3 +22,10 @@ def advance(peak: tl.tensor, logits: tl.tensor) -> tuple[tl.tensor, tl.tensor, t
     """
     new_peak = tl.maximum(peak, tl.max(logits, 0))
     return new_peak, peak - new_peak, tl.exp(logits - new_peak)
+
+
+@triton.jit
+def join(peaks: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The maximum of a row's parts, how far each part's lies below it, and what sums shrink by."""
+    peak = tl.max(peaks, 0)
+    return peak, peaks - peak, tl.exp(peaks - peak)

@@ -4,30 +4,36 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rlvr_decode.kernels.delta_logprobs import _delta_logprobs_kernel
-from rlvr_decode.kernels.extrapolate import _extrapolate_kernel
-from rlvr_decode.kernels.gated_extrapolate import _gated_extrapolate_kernel
+from rlvr_decode.kernels import delta_logprobs, extrapolate, gated_extrapolate
 
-CONSTANTS = {
-    _extrapolate_kernel: [{"IN_PLACE": in_place, "BLOCK": 4096} for in_place in (True, False)],
-    _delta_logprobs_kernel: [{"BLOCK": 4096, "CHOSEN_BLOCK": 16}],
-    _gated_extrapolate_kernel: [{"HAS_BIAS": True, "BLOCK": 4096}],
-}
+KERNELS = [
+    (extrapolate._sum_kernel, {"BLOCK": 4096}),
+    (extrapolate._write_kernel, {"IN_PLACE": True, "BLOCK": 4096, "PARTS": 64}),
+    (extrapolate._write_kernel, {"IN_PLACE": False, "BLOCK": 4096, "PARTS": 64}),
+    (delta_logprobs._sum_kernel, {"BLOCK": 4096}),
+    (delta_logprobs._join_kernel, {"PARTS": 64, "CHOSEN_BLOCK": 16}),
+    (gated_extrapolate._gated_extrapolate_kernel, {"HAS_BIAS": True, "BLOCK": 4096}),
+]
+# Of logits, of strides and sizes, and the GPU's: every one with the most usual of the others.
+VARIANTS = [
+    ("*bf16", "i32", 90),
+    ("*fp32", "i32", 90),
+    ("*fp16", "i32", 90),
+    ("*bf16", "i64", 90),
+    ("*bf16", "i32", 80),
+]
 
 
 def main() -> None:
-    for kernel, variants in CONSTANTS.items():
-        for constants in variants:
-            for logits in ("*fp32", "*bf16", "*fp16"):
-                for integer in ("i32", "i64"):
-                    source = ASTSource(
-                        fn=kernel,
-                        signature=signature(kernel.arg_names, constants, logits, integer),
-                        constexprs=constants,
-                    )
-                    for capability in (80, 90):
-                        compile_one(source, capability)
-                        print(kernel.__name__, constants, logits, integer, capability)
+    for kernel, constants in KERNELS:
+        for logits, integer, capability in VARIANTS:
+            source = ASTSource(
+                fn=kernel,
+                signature=signature(kernel.arg_names, constants, logits, integer),
+                constexprs=constants,
+            )
+            compile_one(source, capability)
+            print(kernel.__name__, constants, logits, integer, capability)
 
 
 def signature(names: list[str], constants: dict, logits: str, integer: str) -> dict[str, str]:
@@ -41,7 +47,9 @@ def signature(names: list[str], constants: dict, logits: str, integer: str) -> d
         if name in ("gate_N", "primary_N", "top_k_N"):
             return "*i32"
         return (
-            "*fp32" if name.endswith(("_N", "_NK")) or name in ("logq_NV", "bias_NV") else integer
+            "*fp32"
+            if name.endswith(("_N", "_NK", "_NP")) or name in ("logq_NV", "bias_NV")
+            else integer
         )
 
     return {name: type_of(name) for name in names}
