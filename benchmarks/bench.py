@@ -49,7 +49,7 @@ ROWS = {
     "draws": Row(command="draws.py"),
     "kernels": Row(command="kernels.py --rows 16 --dtypes bf16"),
     "decode-bf16": Row(
-        command="decode.py --dtype bfloat16 --concurrency 1 8 32 --rounds 9", seconds=1200
+        command="decode.py --dtype bfloat16 --concurrency 1 8 32 --long 8 --rounds 7", seconds=1200
     ),
     "decode-fp32": Row(command="decode.py --concurrency 1 16 --rounds 2 --rivals", seconds=900),
     "scaling": Row(command="scaling.py --check"),

@@ -1,6 +1,6 @@
 """Tokens per second of a pair: in vLLM, against one model in vLLM and two in transformers.
 
-    python benchmarks/decode.py [--dtype bfloat16 --concurrency 1 8 32 --rounds 5 --eager]
+    python benchmarks/decode.py [--dtype bfloat16 --concurrency 1 8 32 --long 8 --eager]
 
 All arms run in one process on the same random Qwen3 pair (104 M parameters, an update of rank
 16), taking turns, so that ratios are of the same minutes. `full` is the pair as two checkpoints,
@@ -11,10 +11,11 @@ processor, which takes one request at a time; `batched` is `rlvr_decode.hf.gener
 
 First every pair answers the same prompts at the same strengths as transformers does in float32: in
 float32 no token may differ, in bfloat16 no log-probability by more than its rounding explains, or
-no figure is printed. A request has 64 prompt tokens and 64 new ones. "request" is the time of all
-of it, "decode" the time of the last 63 tokens. "CPU" is the processor time of the latter, which
-says more on a machine that others use (set OMP_NUM_THREADS=1: waiting threads spin). Results are
-appended to results/decode.jsonl.
+no figure is printed. A request has 64 prompt tokens and 64 new ones, with --long also 256, for the
+answers that RL teaches are longer than their prompts. "request" is the time of all of it, "decode"
+the time of all tokens but the first. "CPU" is the processor time of the latter, which says more on
+a machine that others use (set OMP_NUM_THREADS=1: waiting threads spin). Results are appended to
+results/decode.jsonl.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 from decode_arms import (
     LOOP_LOGPROBS,
+    PROMPT_TOKENS,
     Arm,
     batched,
     make_pairs,
@@ -42,7 +44,7 @@ from decode_arms import (
 from decode_check import ROUNDING, agreement, check
 from findings import RESULTS, Finding, add_argument, append, ratios, surroundings, tell
 
-NEW_TOKENS = 64
+NEW_TOKENS, LONG = 64, 256
 KV_BYTES = 2**28  # of each engine: 32 requests of a full pair in float32
 PAIRS = ("full", "adapter")
 RIVALS = {
@@ -59,6 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="float32", choices=list(ROUNDING))
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument(
+        "--long", type=int, nargs="*", default=[], help=f"at which to ask for {LONG} tokens too"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--eager", action="store_true", help="without torch.compile, vLLM's default"
@@ -73,10 +78,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         os.environ.setdefault("VLLM_CACHE_ROOT", directory)
         arms, found = make_arms(Path(directory), args)
-        print(f"\n{'':14}{'requests':>9}{'tokens/s':>10}{'min–max':>16}", end="")
+        print(f"\n{'':14}{'requests':>9}{'tokens':>7}{'tokens/s':>10}{'min–max':>16}", end="")
         print(f"{'× request':>11}{'× decode':>10}{'× CPU':>8}")
-        for concurrency in args.concurrency:
-            taken = measure(arms, concurrency, args.rounds)
+        loads = [(n, NEW_TOKENS) for n in args.concurrency] + [(n, LONG) for n in args.long]
+        for concurrency, new in loads:
+            taken = measure(arms, concurrency, new, args.rounds)
             report(taken, concurrency, args)
             found += compare(taken, concurrency, args.dtype)
     tell(found, args.findings)
@@ -92,7 +98,7 @@ def make_arms(directory: Path, args: argparse.Namespace) -> tuple[dict[str, Arm]
 
     full, adapter = make_pairs(directory, getattr(torch, args.dtype))
     flags: dict[str, Any] = {
-        "max_model_len": 256,
+        "max_model_len": PROMPT_TOKENS + LONG,
         "max_num_seqs": 32,
         "kv_cache_memory_bytes": KV_BYTES,
         "enable_prefix_caching": False,
@@ -153,8 +159,9 @@ class Clock(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What an arm took for whole requests, and for their first token alone."""
+    """What an arm took for whole requests of so many tokens, and for their first token alone."""
 
+    new: int
     request: Clock
     first: Clock
 
@@ -162,10 +169,12 @@ class Round(NamedTuple):
     def step(self) -> Clock:
         """One step of decoding."""
         wall, cpu = self.request.since(self.first)
-        return Clock(wall / (NEW_TOKENS - 1), cpu / (NEW_TOKENS - 1))
+        return Clock(wall / (self.new - 1), cpu / (self.new - 1))
 
 
-def measure(arms: dict[str, Arm], concurrency: int, rounds: int) -> dict[str, list[Round]]:
+def measure(
+    arms: dict[str, Arm], concurrency: int, new: int, rounds: int
+) -> dict[str, list[Round]]:
     """The rounds of each arm; the arms take turns."""
     taken: dict[str, list[Round]] = {name: [] for name in arms}
     for _ in range(rounds + 1):
@@ -173,10 +182,10 @@ def measure(arms: dict[str, Arm], concurrency: int, rounds: int) -> dict[str, li
             prompts, strengths = workload(at_once(name, concurrency))
             gc.collect()
             times = [Clock.read()]
-            for new in (NEW_TOKENS, 1):
-                arm(prompts, strengths, new)
+            for tokens in (new, 1):
+                arm(prompts, strengths, tokens)
                 times.append(Clock.read())
-            taken[name].append(Round(times[1].since(times[0]), times[2].since(times[1])))
+            taken[name].append(Round(new, times[1].since(times[0]), times[2].since(times[1])))
     return {name: values[1:] for name, values in taken.items()}  # the first round warms up
 
 
@@ -186,8 +195,9 @@ def at_once(name: str, concurrency: int) -> int:
 
 
 def report(taken: dict[str, list[Round]], concurrency: int, args: argparse.Namespace) -> None:
+    new = taken["single"][0].new
     rates = {
-        name: [at_once(name, concurrency) * NEW_TOKENS / r.request.wall for r in rounds]
+        name: [at_once(name, concurrency) * new / r.request.wall for r in rounds]
         for name, rounds in taken.items()
     }
     # Per step of as many requests as the others have.
@@ -202,10 +212,11 @@ def report(taken: dict[str, list[Round]], concurrency: int, args: argparse.Names
     for name, values in rates.items():
         spread = f"{min(values):.1f}–{max(values):.1f}"
         wall, cpu = (a / b for a, b in zip(medians[name], medians["single"], strict=True))
-        print(f"{name:14}{concurrency:9}{rate[name]:10.1f}{spread:>16}", end="")
+        print(f"{name:14}{concurrency:9}{new:7}{rate[name]:10.1f}{spread:>16}", end="")
         print(f"{rate['single'] / rate[name]:11.2f}{wall:10.2f}{cpu:8.2f}", flush=True)
     record = {
         "concurrency": concurrency,
+        "new_tokens": new,
         "dtype": args.dtype,
         "compiled": not args.eager,
         "tokens_per_second": {name: [round(v, 2) for v in rates[name]] for name in rates},
@@ -219,6 +230,8 @@ def report(taken: dict[str, list[Round]], concurrency: int, args: argparse.Names
 def compare(taken: dict[str, list[Round]], concurrency: int, dtype: str) -> list[Finding]:
     """Pairs against one model, strength-0 requests against plain vLLM, and the other ways."""
     requests = "1 request" if concurrency == 1 else f"{concurrency} requests"
+    if (new := taken["single"][0].new) != NEW_TOKENS:
+        requests += f" of {new} tokens"
     # For as many requests as the others have.
     times = {
         name: [r.request.wall * concurrency / at_once(name, concurrency) for r in rounds]

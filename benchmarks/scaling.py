@@ -199,7 +199,8 @@ def newest_steps() -> dict[int, dict[str, float]]:
     lines = (RESULTS / "decode.jsonl").read_text(encoding="utf-8").splitlines()
     steps = {}
     for record in map(json.loads, lines):
-        if record["dtype"] == "bfloat16" and record.get("compiled"):
+        short = record.get("new_tokens", 64) == 64
+        if short and record["dtype"] == "bfloat16" and record.get("compiled"):
             step = record["decode_step_ms"].items()
             steps[record["concurrency"]] = {arm: statistics.median(ms) / 1e3 for arm, ms in step}
     return steps

@@ -4,7 +4,7 @@ vLLM's own layers are kept. The update B A is added to a linear layer's weight w
 that rlvr, whom most requests ask for, costs what it costs alone. From base's half it is taken away
 again, as R more inputs: W x - B A x is [W | -B] applied to [x | A x], one product for both halves,
 in which rlvr's half has zeros for A x. In 16 bits W is rounded, alike for both models.
-Each attention layer becomes two, with a KV cache each.
+Attention is `twin_attention.py`'s.
 Legend: N tokens, I and O inputs and outputs of a layer on this rank, R summed rank.
 """
 
@@ -25,6 +25,7 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
+from rlvr_decode.engine.twin_attention import Stacking, twin_of
 from rlvr_decode.lora import Factors
 
 # The checkpoint's layers inside each of vLLM's fused ones, in the order of their outputs.
@@ -36,35 +37,6 @@ FUSED = {
 }
 # Matrix products like rows that start at multiples of 32 bytes.
 RANK_MULTIPLE = 16
-
-
-class Stacking:
-    """Whether the layers compute both models on stacked tokens, or rlvr alone on plain ones.
-
-    Compiled code keeps what held when it was traced, so each has a body of its own to compile.
-    """
-
-    rlvr_alone = False
-
-
-class TwinAttention(nn.Module):
-    """Attention of both halves, each over the KV cache of its own model."""
-
-    def __init__(self, base: Attention, rlvr: Attention, stacking: Stacking) -> None:
-        super().__init__()
-        self.base = base
-        self.rlvr = rlvr
-        self.stacking = stacking
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.stacking.rlvr_alone:
-            alone: Tensor = self.rlvr(query, key, value)
-            return alone
-        halves = zip(*(tensor.chunk(2) for tensor in (query, key, value)), strict=True)
-        rlvr, base = (
-            attention(*half) for attention, half in zip((self.rlvr, self.base), halves, strict=True)
-        )
-        return torch.cat([rlvr, base])
 
 
 class Down(nn.Module):
@@ -133,7 +105,7 @@ def stack_layers(model: nn.Module, factors: Factors, vllm_config: VllmConfig) ->
     for name, module in list(model.named_modules()):
         if isinstance(module, Attention):
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _twin(module, vllm_config, stacking))
+            setattr(model.get_submodule(parent), leaf, twin_of(module, vllm_config, stacking))
         elif isinstance(module, LinearBase):
             parent, _, leaf = name.rpartition(".")
             inner = [f"{parent}.{part}" for part in FUSED.get(leaf, ())]
@@ -143,20 +115,6 @@ def stack_layers(model: nn.Module, factors: Factors, vllm_config: VllmConfig) ->
     if unused:
         raise ValueError(f"the adapter changes layers that the base has not: {sorted(unused)}")
     return stacking
-
-
-def _twin(attention: Attention, vllm_config: VllmConfig, stacking: Stacking) -> TwinAttention:
-    rlvr = Attention(
-        attention.num_heads,
-        attention.head_size,
-        attention.impl.scale,
-        num_kv_heads=attention.num_kv_heads,
-        cache_config=vllm_config.cache_config,
-        per_layer_sliding_window=attention.sliding_window,
-        prefix=f"{attention.layer_name}_rlvr",
-        attn_type=attention.attn_type,
-    )
-    return TwinAttention(attention, rlvr, stacking)
 
 
 def _add_delta(layer: Any, parts: list[tuple[Tensor, Tensor] | None], stacking: Stacking) -> None:

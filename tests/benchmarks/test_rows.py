@@ -56,9 +56,9 @@ def test_the_papers_loop_by_hand():
     assert two_engines(Engine({7: -3.0, 9: -0.1, 8: -0.2}), rlvr)([[1]], [-0.5], 1) == [[8]]
 
 
-def rounds(request, step):
-    first = Clock(request - 31 * step, 0.0)
-    return [Round(Clock(request, 0.0), first), Round(Clock(2 * request, 0.0), first)]
+def rounds(request, step, new=64):
+    first = Clock(request - (new - 1) * step, 0.0)
+    return [Round(new, Clock(request, 0.0), first), Round(new, Clock(2 * request, 0.0), first)]
 
 
 def test_a_pair_is_held_against_one_model_and_other_ways():
@@ -85,3 +85,13 @@ def test_a_pair_is_held_against_one_model_and_other_ways():
     rival = found["adapter pair, 8 requests, bfloat16: time", alone]
     assert rival.median == pytest.approx(1.3 / (3.0 * 4))
     assert not any("loop" in who for _, who in found)
+
+
+def test_long_answers_are_rows_of_their_own():
+    taken = {name: rounds(4.0, 0.01, new=256) for name in ("full", "full plain", "adapter plain")}
+    taken |= {"single": rounds(3.0, 0.01, new=256), "adapter": rounds(4.2, 0.014, new=256)}
+    found = {f.what: f for f in compare(taken, 8, "bfloat16")}
+    request = found["adapter pair, 8 requests of 256 tokens, bfloat16: time of a request"]
+    assert request.median == pytest.approx(1.4) and request.holds is False
+    step = found["adapter pair, 8 requests of 256 tokens, bfloat16: time of a decode step"]
+    assert step.values[0] == pytest.approx(1.4)

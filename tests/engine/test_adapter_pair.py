@@ -7,7 +7,9 @@ from transformers import AutoModelForCausalLM
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from rlvr_decode import Extrapolation
+from rlvr_decode.engine import stacked
 from rlvr_decode.engine.stacked import Down
+from rlvr_decode.engine.twin_attention import DoubledHeads, TwinLayers
 from rlvr_decode.pair import write_pair
 from rlvr_decode.testing import make_adapter, make_checkpoints
 
@@ -75,6 +77,18 @@ def test_two_heads_and_one_product_agree(start, make_adapter_pair, prompts):
         check_answers(engine, models, prompts(16, seed=5), plausibility=plausibility)
 
 
+@pytest.mark.parametrize("kind", [TwinLayers, DoubledHeads])
+def test_every_way_to_attend_is_exact(start, make_adapter_pair, prompts, monkeypatch, kind):
+    """Each device has its own; here are all. Plain steps between others read rlvr's half alone."""
+    monkeypatch.setattr(stacked, "twin_of", kind)
+    pair, models = make_adapter_pair(tied=True, num_attention_heads=8, num_key_value_heads=2)
+    engine = start(pair, max_num_batched_tokens=64)
+    model = engine.apply_model(lambda model: [type(m) for m in model.modules()])
+    assert kind in model[0]
+    for seed, strengths in enumerate(([0], STRENGTHS, [0], STRENGTHS)):
+        check_answers(engine, models, prompts(8, seed=seed), strengths=strengths)
+
+
 def test_compiled_engine_is_exact(start, make_adapter_pair, prompts):
     pair, models = make_adapter_pair(tied=True)
     engine = start(pair, enforce_eager=False, max_num_seqs=8)
@@ -90,7 +104,7 @@ def test_two_ranks_are_exact(make_adapter_pair, prompts, child_engine):
         pair,
         asked,
         STRENGTHS,
-        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
         tensor_parallel_size=2,
     )
     for prompt, strength, tokens in zip(asked, STRENGTHS, answers["tokens"], strict=True):
