@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+KV_BYTES = 2**27  # to allocate a gigabyte takes longer than the rest of an engine's start
+
 
 @pytest.fixture(scope="session", autouse=True)
 def v2_runner(request):
@@ -42,12 +44,17 @@ def start(v2_runner):
             "max_num_seqs": 16,
             "block_size": 32,
             "disable_log_stats": False,
+            "kv_cache_memory_bytes": KV_BYTES,
         }
-        engines.append(LLM(**engine_args(pair, **(defaults | arguments))))
+        with pytest.MonkeyPatch.context() as environment:
+            environment.delenv("VLLM_CPU_KVCACHE_SPACE")  # it would win
+            engines.append(LLM(**engine_args(pair, **(defaults | arguments))))
         return engines[-1]
 
     yield start_engine
     while engines:
+        # A shutdown collects garbage twice, which takes a second each; the first time in vain.
+        gc.freeze()
         engines.pop().llm_engine.engine_core.shutdown()
     gc.collect()
 
@@ -60,7 +67,15 @@ def child_engine():
     """
 
     def run(pair, prompts, settings, environment=None, sampling=None, **arguments):
-        defaults = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
+        defaults = {
+            "enforce_eager": True,
+            "max_model_len": 512,
+            "max_num_seqs": 8,
+            "block_size": 32,
+            "disable_log_stats": False,
+            "kv_cache_memory_bytes": KV_BYTES,
+        }
+        inherited = {k: v for k, v in os.environ.items() if k != "VLLM_CPU_KVCACHE_SPACE"}
         job = {
             "pair": str(pair.directory),
             "prompts": prompts,
@@ -69,12 +84,12 @@ def child_engine():
                 for each in settings
             ],
             "sampling": {"temperature": 0, "max_tokens": 8, "ignore_eos": True} | (sampling or {}),
-            "arguments": defaults | {"block_size": 32, "disable_log_stats": False} | arguments,
+            "arguments": defaults | arguments,
         }
         done = subprocess.run(
             [sys.executable, Path(__file__).with_name("child_engine.py")],
             input=json.dumps(job),
-            env=os.environ | (environment or {}),
+            env=inherited | (environment or {}),
             capture_output=True,
             text=True,
             timeout=900,

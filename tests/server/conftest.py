@@ -30,8 +30,10 @@ def starting_server(directory, *flags):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "rlvr_decode", "serve", "tiny", "--port", str(port)]
-    command += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16", *flags]
+    command += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16"]
+    command += ["--kv-cache-memory-bytes", str(2**27), *flags]
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    del environment["VLLM_CPU_KVCACHE_SPACE"]  # it would win
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=directory

@@ -7,7 +7,7 @@ from tests.server.conftest import starting_server, wait_for
 
 def test_a_signal_ends_the_start_up_and_every_process(tmp_path):
     with starting_server(tmp_path) as (_, process, log):
-        wait_for(lambda: "Starting to load model" in log.read_text(), process, log)
+        wait_for(lambda: "(EngineCore" in log.read_text(), process, log)
         children = psutil.Process(process.pid).children(recursive=True)
         assert children, "the engine runs in a process of its own"
         process.terminate()
