@@ -1,10 +1,9 @@
 """One stack of base weights computes both models: tokens stacked to 2N, rlvr's half first.
 
 vLLM's own layers are kept. The update B A is added to a linear layer's weight when it is loaded, so
-that rlvr, whom most requests ask for, costs what it costs alone. From base's half it is taken away
-again, as R more inputs: W x - B A x is [W | -B] applied to [x | A x], one product for both halves,
-in which rlvr's half has zeros for A x. In 16 bits W is rounded, alike for both models.
-Attention is `twin_attention.py`'s.
+that rlvr alone needs no A x. From base's half it is taken away again, as R more inputs: W x - B A x
+is [W | -B] applied to [x | A x], one product for both halves, in which rlvr's half has zeros for
+A x. In 16 bits W is rounded, alike for both models. Attention is `twin_attention.py`'s.
 Legend: N tokens, I and O inputs and outputs of a layer on this rank, R summed rank.
 """
 
