@@ -97,7 +97,7 @@ def soaks(file: Path) -> list[str]:
     last = {line["rlvr"]: line for line in lines}
     return [
         f"{kind} pair, {run['finished']:,} requests answered and {run['aborted']:,} cut off, "
-        f"{run['wrong']} wrong, {run['end_mib'] - run['settled_mib']:.0f} MiB more memory in the "
+        f"{run['wrong']} wrong, {run['end_mib'] - run['settled_mib']:z.0f} MiB more memory in the "
         "second half; " + ("passed." if run["passed"] else "**not passed**.")
         for kind, run in last.items()
     ]

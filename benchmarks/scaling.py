@@ -30,6 +30,7 @@ from cost_model import (
     requests_that_fit,
     weight_bytes,
 )
+from decode import NEW_TOKENS
 from decode_arms import PROMPT_TOKENS, RANK, SHAPE
 from findings import HERE, RESULTS, Finding, add_argument, tell
 from traffic import Load, simulate
@@ -199,7 +200,7 @@ def newest_steps() -> dict[int, dict[str, float]]:
     lines = (RESULTS / "decode.jsonl").read_text(encoding="utf-8").splitlines()
     steps = {}
     for record in map(json.loads, lines):
-        short = record.get("new_tokens", 64) == 64
+        short = record.get("new_tokens", NEW_TOKENS) == NEW_TOKENS
         if short and record["dtype"] == "bfloat16" and record.get("compiled"):
             step = record["decode_step_ms"].items()
             steps[record["concurrency"]] = {arm: statistics.median(ms) / 1e3 for arm, ms in step}

@@ -12,10 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlvr_decode.kernels.online import LOWEST, advance, join
+from rlvr_decode.kernels.online import LOWEST, advance, join, parts_of
 from rlvr_decode.kernels.reference import DeltaLogprobs
 
-MAX_BLOCK = 4096
 CHOSEN_BLOCK = 16
 INF = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
@@ -33,8 +32,7 @@ def delta_logprobs(rlvr_NV: Tensor, base_NW: Tensor, tokens_NK: Tensor) -> Delta
     chosen_3NK = rlvr_NV.new_empty(3, *tokens_NK.shape, dtype=torch.float32)
     of_row_3N = rlvr_NV.new_empty(3, rows, dtype=torch.float32)
     result = DeltaLogprobs(*chosen_3NK, *of_row_3N)
-    block = min(MAX_BLOCK, triton.next_power_of_2(vocab))
-    parts = triton.cdiv(vocab, block)
+    block, parts = parts_of(vocab)
     sums_8NP = rlvr_NV.new_empty(8, rows, parts, dtype=torch.float32)
     _sum_kernel[(rows * parts,)](
         *sums_8NP,

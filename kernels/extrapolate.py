@@ -11,9 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlvr_decode.kernels.online import LOWEST, advance, join
+from rlvr_decode.kernels.online import LOWEST, advance, join, parts_of
 
-MAX_BLOCK = 4096
 INF = tl.constexpr(float("inf"))
 
 
@@ -32,8 +31,7 @@ def extrapolate_into(
         assert setting_N.shape == (rows,) and setting_N.dtype == torch.float32
         assert setting_N.is_contiguous()
 
-    block = min(MAX_BLOCK, triton.next_power_of_2(width))
-    parts = triton.cdiv(width, block)
+    block, parts = parts_of(width)
     sums_4NP = rlvr_NV.new_empty(4, rows, parts, dtype=torch.float32)
     _sum_kernel[(rows * parts,)](
         *sums_4NP,
@@ -126,8 +124,9 @@ def _write_kernel(
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ) -> None:
-    row = tl.program_id(0).to(tl.int64) // parts
-    column = (tl.program_id(0) % parts).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    part = tl.program_id(0).to(tl.int64)
+    row = part // parts
+    column = (part % parts) * BLOCK + tl.arange(0, BLOCK)
     out_V = out_NV + row * out_row + column * out_column
     rlvr_V = rlvr_NV + row * rlvr_row + column * rlvr_column
     strength = tl.load(strength_N + row)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rlvr_decode.kernels.gated_passes import cut, depth, log_add, look, normalise, weigh
 from rlvr_decode.kernels.gated_reference import GATES, PRIMARIES, Gated, Rule
+from rlvr_decode.kernels.online import parts_of
 
-MAX_BLOCK = 4096
 INF = tl.constexpr(float("inf"))
 DELTA = tl.constexpr(GATES["delta"])
 KL = tl.constexpr(GATES["kl"])
@@ -53,7 +53,7 @@ def gated_extrapolate(
         width,
         min(width, base_NW.shape[1]),
         HAS_BIAS=bias_NV is not None,
-        BLOCK=min(MAX_BLOCK, triton.next_power_of_2(width)),
+        BLOCK=parts_of(width)[0],
         num_warps=8,
         enable_fp_fusion=True,
     )

@@ -9,9 +9,17 @@ width alone and the parts are joined in one order: a row's result does not depen
 import triton
 import triton.language as tl
 
+MAX_BLOCK = 4096  # columns that a program takes in at once
+
 # Where the running maximum starts. Finite, so that "−inf minus the maximum" is never −inf − −inf:
 # a row of nothing but −inf sums to 0, and its log-sum-exp is −inf.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+
+def parts_of(width: int) -> tuple[int, int]:
+    """Into what a row is cut: columns of a part, a power of two, and how many parts."""
+    block: int = min(MAX_BLOCK, triton.next_power_of_2(width))
+    return block, triton.cdiv(width, block)
 
 
 @triton.jit

@@ -44,6 +44,7 @@ from rlvr_decode.server.routes import pair_routes
 from rlvr_decode.server.schema import correct_schema
 from rlvr_decode.server.trace import TraceMiddleware, scorer_from
 
+ENDING = (signal.SIGTERM, signal.SIGINT)
 GRACE = 10  # seconds that open connections get at the end
 
 
@@ -59,7 +60,7 @@ async def serve(parsed: Parsed) -> int:
     bound_kept_products()
     os.environ[MAX_N] = str(args.max_sequences)  # on routes that bring no settings of ours
     # Until uvicorn runs, and handles signals itself, they end the start-up.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, _end)
     # Bound before the engine loads, so that a taken port is known at once.
     address, sock = setup_server(args, reuse_port=False)
@@ -163,5 +164,8 @@ def _uvicorn_settings(args: argparse.Namespace, limits: Limits) -> dict[str, Any
 
 
 def _end(*_: object) -> NoReturn:
+    # Another signal, of someone impatient, would leave the engine's processes behind.
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     # Not KeyboardInterrupt: where vLLM waits for its engine it drops that, and goes on.
     raise SystemExit(130)

@@ -79,7 +79,7 @@ class DoubledHeads(nn.Module):
 class HalvableCache(Attention):
     """A layer whose cache [blocks, 2G, ..., 2D] is rlvr's half of it while rlvr runs alone."""
 
-    stacking = Stacking()
+    stacking = Stacking()  # the engine's, once the layer is made
 
     @property
     def kv_cache(self) -> Tensor:

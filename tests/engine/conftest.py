@@ -53,8 +53,6 @@ def start(v2_runner):
 
     yield start_engine
     while engines:
-        # A shutdown collects garbage twice, which takes a second each; the first time in vain.
-        gc.freeze()
         engines.pop().llm_engine.engine_core.shutdown()
     gc.collect()
 

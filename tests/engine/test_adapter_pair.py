@@ -104,7 +104,7 @@ def test_two_ranks_are_exact(make_adapter_pair, prompts, child_engine):
         pair,
         asked,
         STRENGTHS,
-        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"},
         tensor_parallel_size=2,
     )
     for prompt, strength, tokens in zip(asked, STRENGTHS, answers["tokens"], strict=True):

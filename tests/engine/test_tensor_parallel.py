@@ -12,7 +12,7 @@ def test_two_ranks_are_exact(pair, exact, prompts, child_engine):
         asked,
         settings,
         # Without the binding, vLLM asserts a NUMA node for each rank.
-        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"},
         tensor_parallel_size=2,
     )
     for prompt, setting, tokens in zip(asked, settings, answers["tokens"], strict=True):
