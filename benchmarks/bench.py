@@ -48,6 +48,7 @@ ROWS = {
     "exactness": Row(command="exactness.py"),
     "draws": Row(command="draws.py"),
     "kernels": Row(command="kernels.py --rows 16 --dtypes bf16"),
+    "layers": Row(command="layers.py"),
     "decode-bf16": Row(
         command="decode.py --dtype bfloat16 --concurrency 1 8 32 --long 8 --rounds 7", seconds=1200
     ),

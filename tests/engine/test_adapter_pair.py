@@ -1,5 +1,7 @@
 """Adapter pairs: base weights once, both models on stacked tokens, exact like two checkpoints."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,13 +9,27 @@ from transformers import AutoModelForCausalLM
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from rlvr_decode import Extrapolation
-from rlvr_decode.engine import stacked
+from rlvr_decode.engine import delta_method, stacked
+from rlvr_decode.engine.delta_method import PackedHead, PackedProduct, WidenedProduct
 from rlvr_decode.engine.stacked import Down
 from rlvr_decode.engine.twin_attention import DoubledHeads, TwinLayers
+from rlvr_decode.kernels import delta_linear as kernel
+from rlvr_decode.kernels.native import BuildError
+from rlvr_decode.lora import read_factors, write_lora
 from rlvr_decode.pair import write_pair
 from rlvr_decode.testing import make_adapter, make_checkpoints
 
 STRENGTHS = [-1, -0.5, 0, 0.25, 0.5, 1, 2, 4]
+# The kernel is for CPUs with its instructions; vLLM's own product runs everywhere.
+RUNS_HERE = kernel.takes(torch.empty(2, 2), torch.cpu.get_capabilities())
+PRODUCTS = [WidenedProduct] + [PackedProduct] * RUNS_HERE
+
+
+@pytest.fixture(params=PRODUCTS)
+def product(request, monkeypatch):
+    """Each way to compute a layer, whichever this machine would choose."""
+    monkeypatch.setattr(stacked, "packs", lambda weight: request.param is PackedProduct)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +105,19 @@ def test_every_way_to_attend_is_exact(start, make_adapter_pair, prompts, monkeyp
         check_answers(engine, models, prompts(8, seed=seed), strengths=strengths)
 
 
-def test_compiled_engine_is_exact(start, make_adapter_pair, prompts):
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_way_to_multiply_is_exact(start, make_adapter_pair, prompts, product, tied):
+    # Qwen2 has biases; the widths end in the middle of a panel.
+    pair, models = make_adapter_pair(architecture="qwen2", tied=tied, intermediate_size=70)
+    engine = start(pair, max_num_batched_tokens=64)
+    assert methods_of(engine) >= {product} and (PackedHead in methods_of(engine)) == (
+        product is PackedProduct
+    )
+    for seed, strengths in enumerate(([0], STRENGTHS, [0], STRENGTHS)):
+        check_answers(engine, models, prompts(8, seed=seed), strengths=strengths)
+
+
+def test_compiled_engine_is_exact(start, make_adapter_pair, prompts, product):
     pair, models = make_adapter_pair(tied=True)
     engine = start(pair, enforce_eager=False, max_num_seqs=8)
     check_answers(engine, models, prompts(8, seed=11))
@@ -112,8 +140,9 @@ def test_two_ranks_are_exact(make_adapter_pair, prompts, child_engine):
         assert rows.argmax(-1).tolist() == tokens
 
 
-def test_weights_are_those_of_one_model(make_adapter_pair, monkeypatch, start):
+def test_vllms_product_holds_the_weights_of_one_model(make_adapter_pair, monkeypatch, start):
     """Every weight that vLLM packs or keeps, counted when a layer gets its final form."""
+    monkeypatch.setattr(stacked, "packs", lambda weight: False)
     pair, (base, _) = make_adapter_pair(tied=True, hidden_size=256, intermediate_size=1024)
     packed = []
     process = UnquantizedLinearMethod.process_weights_after_loading
@@ -124,27 +153,88 @@ def test_weights_are_those_of_one_model(make_adapter_pair, monkeypatch, start):
 
     monkeypatch.setattr(UnquantizedLinearMethod, "process_weights_after_loading", counted)
     start(pair, dtype="float32")
-    plain = sum(weight.numel() for name, weight in base.named_parameters() if ".layers." in name)
-    assert plain < sum(packed) <= 1.1 * plain
+    assert_one_model(sum(packed), base)
+
+
+@pytest.mark.skipif(not RUNS_HERE, reason="the kernel's instructions are missing")
+def test_our_product_holds_the_weights_of_one_model(make_adapter_pair, start):
+    pair, (base, _) = make_adapter_pair(tied=True, hidden_size=256, intermediate_size=1024)
+    engine = start(pair, dtype="float32")
+    (held,) = engine.apply_model(
+        lambda model: sum(
+            tensor.numel() for name, tensor in model.named_parameters() if "_proj." in name
+        )
+    )
+    assert_one_model(held, base)
+
+
+def assert_one_model(held, base):
+    plain = sum(weight.numel() for name, weight in base.named_parameters() if "_proj." in name)
+    assert plain < held <= 1.1 * plain
 
 
 def test_requests_at_strength_0_alone_compute_no_update(
-    make_adapter_pair, monkeypatch, start, prompts
+    make_adapter_pair, monkeypatch, start, prompts, product
 ):
     pair, models = make_adapter_pair(tied=True)
     engine = start(pair)
     computed = []
-    apply = UnquantizedLinearMethod.apply
+    if product is PackedProduct:
+        owner, name = kernel, "delta_linear"
+    else:
+        owner, name = UnquantizedLinearMethod, "apply"
+    compute = getattr(owner, name)
 
-    def noted(method, layer, *args):
-        computed.append(type(layer))
-        return apply(method, layer, *args)
+    def noted(*args):
+        # A is an argument of our product, and a layer of vLLM's.
+        is_packed = product is PackedProduct
+        computed.append(args[2] is not None if is_packed else isinstance(args[1], Down))
+        return compute(*args)
 
-    monkeypatch.setattr(UnquantizedLinearMethod, "apply", noted)
+    monkeypatch.setattr(owner, name, noted)
     check_answers(engine, models, prompts(4, seed=3), strengths=[0])
-    assert computed and Down not in computed
+    assert computed and not any(computed)
     check_answers(engine, models, prompts(4, seed=3), strengths=[0, 1])
-    assert Down in computed
+    assert any(computed)
+
+
+def test_layers_without_an_update_are_computed_too(start, make_adapter_pair, prompts, product):
+    pair, (base, _) = make_adapter_pair(tied=True, seed=3)
+    directory = pair.rlvr.fetch()
+    factors = {name: of for name, of in read_factors(directory).items() if "q_proj" in name}
+    write_lora(directory, factors, scaling=1.0, dtype=torch.float32)
+    merged = copy.deepcopy(base)
+    for name, (up, down) in factors.items():
+        merged.get_submodule(name).weight.data += up @ down
+    check_answers(start(pair), (base, merged), prompts(8, seed=6))
+
+
+def test_without_a_compiler_an_engine_says_so_and_works(
+    start, make_adapter_pair, prompts, monkeypatch, caplog
+):
+    def fail(cache):
+        raise BuildError("no C++ compiler")
+
+    monkeypatch.setattr(kernel, "load", fail)
+    monkeypatch.setattr(kernel, "takes", lambda *of: True)
+    delta_method._kernel_loads.cache_clear()
+    try:
+        pair, models = make_adapter_pair(tied=True)
+        engine = start(pair)
+    finally:
+        delta_method._kernel_loads.cache_clear()
+    assert [r.message for r in caplog.records if "slower" in r.message] == [
+        "an adapter pair is slower without its kernel for CPUs: no C++ compiler"
+    ]
+    assert WidenedProduct in methods_of(engine)
+    check_answers(engine, models, prompts(4, seed=7))
+
+
+def methods_of(engine):
+    (found,) = engine.apply_model(
+        lambda model: {type(getattr(module, "quant_method", None)) for module in model.modules()}
+    )
+    return found
 
 
 def test_an_adapter_for_other_layers_is_refused(start, make_adapter_pair):
