@@ -29,8 +29,8 @@ def load(source: Path, cache: Path) -> Path:
             are looked for beside it.
     cache   a directory; it is made. Several processes may load into it at once.
 
-    Returns the library's path. Raises `BuildError` without a compiler or where it fails, and
-    OSError where the cache cannot be written.
+    Returns the library's path. Raises `BuildError` without a compiler, where it fails, and for a
+    cache that others can write to; OSError where it cannot be written.
     """
     command = [_compiler(), *FLAGS, *FLAGS_OF_X86, str(source)]
     for include in cpp_extension.include_paths():
@@ -38,9 +38,12 @@ def load(source: Path, cache: Path) -> Path:
     for directory in cpp_extension.library_paths():
         command += ["-L", directory]
     command += ["-ltorch", "-ltorch_cpu", "-lc10"]
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     library = cache / f"{source.stem}-{_digest(source, command)}.so"
     if not library.exists():
         _compile(command, library)
+    for path in (cache, library):
+        _check_owner(path)
     torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     return library
 
@@ -61,12 +64,22 @@ def _digest(source: Path, command: list[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _check_owner(path: Path) -> None:
+    """What is loaded runs with this process's rights."""
+    status = path.stat()
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
+        raise BuildError(
+            f"{path} may have been written by others; remove it, or set XDG_CACHE_HOME to a "
+            "directory of your own"
+        )
+
+
 def _compile(command: list[str], library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: another process may be looking.
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         made = Path(directory) / library.name
         run = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
         if run.returncode:
             raise BuildError(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+        made.chmod(0o700)
         made.replace(library)
