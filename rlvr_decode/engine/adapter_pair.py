@@ -18,7 +18,6 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model
 
-from rlvr_decode.engine.delta_method import packs
 from rlvr_decode.engine.pair_model import InnerModel, PairModel
 from rlvr_decode.engine.stacked import stack_layers
 from rlvr_decode.lora import read_factors
@@ -81,10 +80,6 @@ class AdapterPairForCausalLM(PairModel):
         )
         self.stacking = stack_layers(model, read_factors(config.rlvr_adapter), vllm_config)
         self.model = cast(InnerModel, model)
-        # vLLM's compile cache is keyed by the config, and this code by what the machine can do.
-        vllm_config.model_config.hf_config.rlvr_packed = packs(
-            cast(Tensor, model.get_parameter("lm_head.weight"))
-        )
         # Raw logits would show by how much a row is shifted.
         self.shares_linear_head = not vllm_config.model_config.logprobs_mode.endswith("logits")
         body = model.get_submodule("model")

@@ -9,43 +9,17 @@ Legend: N tokens, I and O inputs and outputs of a layer on this rank, R summed r
 
 from __future__ import annotations
 
-import functools
-import logging
 from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from vllm.model_executor.layers.linear import LinearMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-from vllm.platforms import current_platform
 
+from rlvr_decode.engine.packing import frozen
 from rlvr_decode.engine.twin_attention import Stacking
 from rlvr_decode.kernels import delta_linear as kernel
-from rlvr_decode.kernels.native import BuildError
-from rlvr_decode.places import cache_directory
-
-logger = logging.getLogger(__name__)
-
-
-def packs(weight_OI: Tensor) -> bool:
-    """Whether `PackedProduct` can compute with a weight in this process."""
-    return (
-        current_platform.is_cpu()
-        and kernel.takes(weight_OI, torch.cpu.get_capabilities())
-        and _kernel_loads()
-    )
-
-
-@functools.cache
-def _kernel_loads() -> bool:
-    try:
-        kernel.load(cache_directory("kernels"))
-    except (BuildError, OSError) as error:
-        logger.warning("an adapter pair is slower without its kernel for CPUs: %s", error)
-        return False
-    return True
 
 
 class DeltaMethod(LinearMethodBase):
@@ -119,21 +93,5 @@ class PackedProduct(DeltaMethod):
             part.weight = frozen(kernel.pack(part.weight))
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        plain = self.stacking.rlvr_alone or not layer.delta_rank
-        down = None if plain else layer.delta_down.weight
+        down = None if self.stacking.rlvr_alone else layer.delta_down.weight
         return kernel.delta_linear(x, layer.weight, down, bias, layer.delta_outputs)
-
-
-class PackedHead(UnquantizedEmbeddingMethod):
-    """Our kernel for the LM head, which both models share; its rows are chosen before it."""
-
-    def process_weights_after_loading(self, layer: Any) -> None:
-        # The weight itself is kept: a tied one embeds tokens too.
-        layer.head_packed = kernel.pack(layer.weight.detach())
-
-    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return kernel.delta_linear(x, layer.head_packed, None, bias, len(layer.weight))
-
-
-def frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach(), requires_grad=False)

@@ -17,6 +17,7 @@ from vllm.compilation.backends import set_model_tag
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model
 
+from rlvr_decode.engine.packing import pack_layers
 from rlvr_decode.engine.pair_model import InnerModel, PairModel
 
 if TYPE_CHECKING:
@@ -77,4 +78,5 @@ def _build(vllm_config: VllmConfig, role: str, vocab_size: int) -> InnerModel:
     model = init_vllm_registered_model(
         vllm_config, prefix=role, hf_config=config, architectures=config.rlvr_architectures
     )
+    pack_layers(model)
     return cast(InnerModel, model)

@@ -7,7 +7,7 @@ Legend: N tokens, I and O inputs and outputs of a layer on this rank, R summed r
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from vllm.config import VllmConfig
@@ -15,14 +15,8 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear, RowParallelLinear
 
-from rlvr_decode.engine.delta_method import (
-    DeltaMethod,
-    PackedHead,
-    PackedProduct,
-    WidenedProduct,
-    frozen,
-    packs,
-)
+from rlvr_decode.engine.delta_method import DeltaMethod, PackedProduct, WidenedProduct
+from rlvr_decode.engine.packing import frozen, pack_layers, packs
 from rlvr_decode.engine.twin_attention import Stacking, twin_of
 from rlvr_decode.lora import Factors
 
@@ -43,7 +37,7 @@ class Down(nn.Module):
         self.weight = frozen(weight_RI)
 
 
-def stack_layers(model: Any, factors: Factors, vllm_config: VllmConfig) -> Stacking:
+def stack_layers(model: nn.Module, factors: Factors, vllm_config: VllmConfig) -> Stacking:
     """Turn vLLM's model in place into one that computes base and rlvr on stacked tokens.
 
     factors  by layer name, up [out, rank] and down [rank, in] of rlvr's update, scaling included.
@@ -60,15 +54,12 @@ def stack_layers(model: Any, factors: Factors, vllm_config: VllmConfig) -> Stack
         elif isinstance(module, LinearBase):
             parent, _, leaf = name.rpartition(".")
             inner = [f"{parent}.{part}" for part in FUSED.get(leaf, ())]
-            present = [part for part in inner if part in factors]
-            # Our kernel computes a layer without an update faster, too.
-            if present or (inner and packs(cast(Tensor, module.weight))):
+            if present := [part for part in inner if part in factors]:
                 _add_delta(module, [factors.get(part) for part in inner], stacking)
                 unused.difference_update(present)
-    if packs(model.lm_head.weight):
-        model.lm_head.quant_method = PackedHead()
     if unused:
         raise ValueError(f"the adapter changes layers that the base has not: {sorted(unused)}")
+    pack_layers(model)
     return stacking
 
 

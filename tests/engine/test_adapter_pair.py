@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from rlvr_decode import Extrapolation
-from rlvr_decode.engine import delta_method, stacked
-from rlvr_decode.engine.delta_method import PackedHead, PackedProduct, WidenedProduct
+from rlvr_decode.engine import packing, stacked
+from rlvr_decode.engine.delta_method import PackedProduct, WidenedProduct
+from rlvr_decode.engine.packing import PackedHead
 from rlvr_decode.engine.stacked import Down
 from rlvr_decode.engine.twin_attention import DoubledHeads, TwinLayers
 from rlvr_decode.kernels import delta_linear as kernel
-from rlvr_decode.kernels.native import BuildError
 from rlvr_decode.lora import read_factors, write_lora
 from rlvr_decode.pair import write_pair
 from rlvr_decode.testing import make_adapter, make_checkpoints
@@ -25,10 +25,16 @@ RUNS_HERE = kernel.takes(torch.empty(2, 2), torch.cpu.get_capabilities())
 PRODUCTS = [WidenedProduct] + [PackedProduct] * RUNS_HERE
 
 
+def use_vllms_product(monkeypatch):
+    for module in (stacked, packing):
+        monkeypatch.setattr(module, "packs", lambda weight: False)
+
+
 @pytest.fixture(params=PRODUCTS)
 def product(request, monkeypatch):
     """Each way to compute a layer, whichever this machine would choose."""
-    monkeypatch.setattr(stacked, "packs", lambda weight: request.param is PackedProduct)
+    if request.param is WidenedProduct:
+        use_vllms_product(monkeypatch)
     return request.param
 
 
@@ -142,7 +148,7 @@ def test_two_ranks_are_exact(make_adapter_pair, prompts, child_engine):
 
 def test_vllms_product_holds_the_weights_of_one_model(make_adapter_pair, monkeypatch, start):
     """Every weight that vLLM packs or keeps, counted when a layer gets its final form."""
-    monkeypatch.setattr(stacked, "packs", lambda weight: False)
+    use_vllms_product(monkeypatch)
     pair, (base, _) = make_adapter_pair(tied=True, hidden_size=256, intermediate_size=1024)
     packed = []
     process = UnquantizedLinearMethod.process_weights_after_loading
@@ -207,27 +213,6 @@ def test_layers_without_an_update_are_computed_too(start, make_adapter_pair, pro
     for name, (up, down) in factors.items():
         merged.get_submodule(name).weight.data += up @ down
     check_answers(start(pair), (base, merged), prompts(8, seed=6))
-
-
-def test_without_a_compiler_an_engine_says_so_and_works(
-    start, make_adapter_pair, prompts, monkeypatch, caplog
-):
-    def fail(cache):
-        raise BuildError("no C++ compiler")
-
-    monkeypatch.setattr(kernel, "load", fail)
-    monkeypatch.setattr(kernel, "takes", lambda *of: True)
-    delta_method._kernel_loads.cache_clear()
-    try:
-        pair, models = make_adapter_pair(tied=True)
-        engine = start(pair)
-    finally:
-        delta_method._kernel_loads.cache_clear()
-    assert [r.message for r in caplog.records if "slower" in r.message] == [
-        "an adapter pair is slower without its kernel for CPUs: no C++ compiler"
-    ]
-    assert WidenedProduct in methods_of(engine)
-    check_answers(engine, models, prompts(4, seed=7))
 
 
 def methods_of(engine):

@@ -22,15 +22,15 @@ def test_compiled_engine_is_exact(start, pair, exact, prompts):
         assert exact(prompt, tokens, strength).argmax(-1).tolist() == list(tokens)
 
 
-def test_the_compile_cache_keys_of_the_sub_models_differ(pair):
+def test_the_compile_cache_keys_of_the_sub_models_and_of_their_products_differ(pair):
     from vllm import EngineArgs
 
     from rlvr_decode.engine.launch import engine_args
 
     config = EngineArgs(**engine_args(pair, max_model_len=256)).create_engine_config()
-    keys = []
-    for role in ("rlvr", "base"):
+    keys = set()
+    for role, packed in (("rlvr", True), ("rlvr", False), ("base", True), ("base", False)):
         sub = copy.deepcopy(config.model_config.hf_config)
-        sub.rlvr_role = role
-        keys.append(config.with_hf_config(sub, ["Qwen3ForCausalLM"]).compute_hash())
-    assert keys[0] != keys[1]
+        sub.rlvr_role, sub.rlvr_packed = role, packed
+        keys.add(config.with_hf_config(sub, ["Qwen3ForCausalLM"]).compute_hash())
+    assert len(keys) == 4
