@@ -18,6 +18,7 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model
 
+from rlvr_decode.engine.packing import tell_compile_cache
 from rlvr_decode.engine.pair_model import InnerModel, PairModel
 from rlvr_decode.engine.stacked import stack_layers
 from rlvr_decode.lora import read_factors
@@ -67,6 +68,7 @@ class AdapterPairForCausalLM(PairModel):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config)
+        tell_compile_cache(vllm_config)
         config = copy.deepcopy(vllm_config.model_config.hf_config)
         if not set(config.rlvr_architectures) <= set(ARCHITECTURES):
             raise ValueError(

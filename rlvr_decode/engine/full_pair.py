@@ -17,7 +17,7 @@ from vllm.compilation.backends import set_model_tag
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model
 
-from rlvr_decode.engine.packing import pack_layers
+from rlvr_decode.engine.packing import pack_layers, tell_compile_cache
 from rlvr_decode.engine.pair_model import InnerModel, PairModel
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class PairedForCausalLM(PairModel):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config)
+        tell_compile_cache(vllm_config)
         config = vllm_config.model_config.hf_config
         self.rlvr = _build(vllm_config, "rlvr", config.vocab_size)
         with set_model_tag("base"):

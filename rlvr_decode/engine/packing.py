@@ -7,11 +7,12 @@ there (`benchmarks/layers.py`), so each model of a pair is computed by it where 
 from __future__ import annotations
 
 import functools
-import logging
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.platforms import current_platform
@@ -19,8 +20,6 @@ from vllm.platforms import current_platform
 from rlvr_decode.kernels import delta_linear as kernel
 from rlvr_decode.kernels.native import BuildError
 from rlvr_decode.places import cache_directory
-
-logger = logging.getLogger(__name__)
 
 
 def packs(weight_OI: Tensor) -> bool:
@@ -37,9 +36,15 @@ def _kernel_loads() -> bool:
     try:
         kernel.load(cache_directory("kernels"))
     except (BuildError, OSError) as error:
-        logger.warning("a pair is slower without its kernel for CPUs: %s", error)
+        warnings.warn(f"a pair is slower without its kernel for CPUs: {error}", stacklevel=2)
         return False
     return True
+
+
+def tell_compile_cache(vllm_config: VllmConfig) -> None:
+    """Compiled code is kept by its config, which does not know what this machine can do."""
+    dtype = cast(torch.dtype, vllm_config.model_config.dtype)
+    vllm_config.model_config.hf_config.rlvr_packed = packs(torch.empty(2, 2, dtype=dtype))
 
 
 def pack_layers(model: nn.Module) -> None:

@@ -6,14 +6,13 @@ Legend: N tokens or rows, K of the rows that use base, H hidden size, V vocabula
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rlvr_decode.engine.combine import combine
 from rlvr_decode.engine.gating import Masked, draw
-from rlvr_decode.engine.packing import packs
 from rlvr_decode.engine.plain import separates_plain
 from rlvr_decode.engine.prompt_rows import PromptRows, rows_of
 from rlvr_decode.engine.refusals import refuse_unsupported
@@ -56,11 +55,6 @@ class PairModel(nn.Module):
     def __init__(self, vllm_config: VllmConfig) -> None:
         super().__init__()
         refuse_unsupported(vllm_config)
-        model_config = vllm_config.model_config
-        # vLLM's compile cache is keyed by the config, and this code by what the machine can do.
-        model_config.hf_config.rlvr_packed = packs(
-            torch.empty(2, 2, dtype=cast(torch.dtype, model_config.dtype))
-        )
         self.step = step_of(vllm_config)
         self.separates_plain = separates_plain(vllm_config)
         self.channel = channel_of(vllm_config)

@@ -50,9 +50,7 @@ def test_a_full_pair_is_exact_either_way(start, pair, exact, prompts, monkeypatc
     check_answers(engine, exact, prompts(8, seed=21))
 
 
-def test_without_a_compiler_an_engine_says_so_and_works(
-    start, pair, exact, prompts, monkeypatch, caplog
-):
+def test_without_a_compiler_an_engine_says_so_and_works(start, pair, exact, prompts, monkeypatch):
     def fail(cache):
         raise BuildError("no C++ compiler")
 
@@ -60,12 +58,10 @@ def test_without_a_compiler_an_engine_says_so_and_works(
     monkeypatch.setattr(packing.kernel, "takes", lambda *of: True)
     packing._kernel_loads.cache_clear()
     try:
-        engine = start(pair)
+        with pytest.warns(UserWarning, match="slower without its kernel for CPUs: no C.. compiler"):
+            engine = start(pair)
     finally:
         packing._kernel_loads.cache_clear()
-    assert [r.message for r in caplog.records if "slower" in r.message] == [
-        "a pair is slower without its kernel for CPUs: no C++ compiler"
-    ]
     assert PackedLinear not in methods_of(engine)
     check_answers(engine, exact, prompts(8, seed=22))
 

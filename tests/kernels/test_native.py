@@ -1,6 +1,7 @@
 """C++ compiled on first use: kept, whole, and its failures in plain words."""
 
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_two_processes_compile_at_once(source, tmp_path):
         "native.load(*map(Path, sys.argv[1:]));"
         "print(torch.ops.native_45.answer(torch.empty(0)))"
     )
-    command = ["python", "-c", script, str(path), str(tmp_path / "cache")]
+    command = [sys.executable, "-c", script, str(path), str(tmp_path / "cache")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in both] == ["45\n"] * 2
     assert len(list((tmp_path / "cache").iterdir())) == 1
