@@ -134,7 +134,7 @@ class Product {
     alignas(64) float sums[kTile * kPanel] = {};
     for (int64_t unit = 0; unit < units_; unit += kBlock)
       kAccumulate<T>[0][height - 1](sums, x + unit * height, w + unit * kPanel,
-                                 std::min(kBlock, units_ - unit), nullptr);
+                                    std::min(kBlock, units_ - unit), nullptr);
     const int64_t begin = units_ + panel * kPanel / Unit<T>::elements;
     const int64_t end = std::min(begin + kPanel / Unit<T>::elements, row_units_);
     for (int64_t row = 0; row < height; ++row) {
@@ -163,7 +163,7 @@ class Product {
         const int lines = tiles == 1 ? 2 : i < 2 ? 1 : 0;
         const uint32_t* next = w + (panel_units_ + unit) * kPanel + i * block * kLanes;
         kAccumulate<T>[lines][height - 1](sums[i], tile_at(packed, begin + i) + unit * height,
-                                       w + unit * kPanel, units, next);
+                                          w + unit * kPanel, units, next);
       }
     }
     for (int64_t i = 0; i < tiles; ++i) finish(begin + i, panel, sums[i]);

@@ -6,6 +6,7 @@ that torch.compile needs on a CPU anyway: $CXX, or g++.
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -32,7 +33,7 @@ def load(source: Path, cache: Path) -> Path:
     Returns the library's path. Raises `BuildError` without a compiler, where it fails, and for a
     cache that others can write to; OSError where it cannot be written.
     """
-    command = [_compiler(), *FLAGS, *FLAGS_OF_X86, str(source)]
+    command = [*_compiler(), *FLAGS, *FLAGS_OF_X86, str(source)]
     for include in cpp_extension.include_paths():
         command += ["-isystem", include]
     for directory in cpp_extension.library_paths():
@@ -48,12 +49,13 @@ def load(source: Path, cache: Path) -> Path:
     return library
 
 
-def _compiler() -> str:
-    name = os.environ.get("CXX", "g++")
+def _compiler() -> list[str]:
+    """The compiler and the arguments that $CXX gives it."""
+    name, *arguments = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     found = shutil.which(name)
     if found is None:
         raise BuildError(f"no C++ compiler: {name} is not on PATH; install g++ or set CXX")
-    return found
+    return [found, *arguments]
 
 
 def _digest(source: Path, command: list[str]) -> str:

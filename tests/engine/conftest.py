@@ -58,6 +58,41 @@ def start(v2_runner):
 
 
 @pytest.fixture
+def methods_of():
+    """The classes that compute an engine's layers."""
+
+    def look(engine):
+        (found,) = engine.apply_model(
+            lambda model: {type(getattr(each, "quant_method", None)) for each in model.modules()}
+        )
+        return found
+
+    return look
+
+
+@pytest.fixture
+def check_greedy(exact, prompts):
+    """Fails unless an engine's greedy answers at eight strengths are the exact ones."""
+    from vllm import TokensPrompt
+
+    from rlvr_decode import Extrapolation
+
+    def check(engine, seed):
+        asked, strengths = prompts(8, seed=seed), [-1, 0, 0.5, 1, 1.5, 2, 3, 4]
+        params = [
+            Extrapolation(strength=s).sampling_params(temperature=0, max_tokens=6, ignore_eos=True)
+            for s in strengths
+        ]
+        inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in asked]
+        answers = engine.generate(inputs, params, use_tqdm=False)
+        for prompt, strength, answer in zip(asked, strengths, answers, strict=True):
+            tokens = answer.outputs[0].token_ids
+            assert exact(prompt, tokens, strength).argmax(-1).tolist() == list(tokens)
+
+    return check
+
+
+@pytest.fixture
 def child_engine():
     """Runs an engine in another process: greedy answers {"tokens", "metrics"}, or its error.
 

@@ -97,9 +97,11 @@ def test_a_row_does_not_know_its_batch(dtype):
 
 
 @runs_here
-def test_threads_change_nothing():
+@pytest.mark.parametrize("count", [46, 280, 400])
+def test_threads_change_nothing(count):
+    """Threads share panels, in one batch of tiles or two, or have many rows' batches alone."""
     weight, up, down, bias, rows = make_layer(100, 514, 16, torch.bfloat16)
-    x, before = rows(46), torch.get_num_threads()
+    x, before = rows(count), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):

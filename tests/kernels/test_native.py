@@ -52,6 +52,18 @@ def test_what_others_may_have_written_is_not_loaded(source, tmp_path):
         opened.chmod(0o700)
 
 
+@runs_here
+@pytest.mark.parametrize("compiler", ["g++ -O1", " "])
+def test_the_environments_compiler_may_have_arguments(source, tmp_path, monkeypatch, compiler):
+    ran = []
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(native, "_compile", lambda command, library: ran.append(command))
+    with pytest.raises(FileNotFoundError):
+        native.load(source(47), tmp_path / "cache")
+    assert ("-O1" in ran[0]) == (compiler == "g++ -O1") and ran[0][0].endswith("/g++")
+
+
+@runs_here
 def test_a_source_that_does_not_compile_leaves_nothing(source, tmp_path):
     path = source(43)
     path.write_text(path.read_text() + "no C++")
